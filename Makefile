@@ -1,0 +1,44 @@
+SHELL := bash
+# Each target makes .venv by itself. With PYTHON=python3 it uses that interpreter from the checkout,
+# nothing installed: a GPU machine without network.
+ifdef PYTHON
+ready :=
+else
+PYTHON := .venv/bin/python
+ready := .venv/ready
+endif
+
+RESULTS ?= out
+export PYTHONPATH := .
+
+.PHONY: demo test lint bench gpu-check clean
+
+demo: $(ready)
+	$(PYTHON) -m benchmarks.demo --out $(RESULTS)
+
+test: $(ready)
+	$(PYTHON) -m pytest
+
+lint: $(ready)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: $(ready)
+	$(PYTHON) -m benchmarks --results $(RESULTS)
+
+# The tests first: a speed is never reported on wrong results.
+gpu-check: $(ready)
+	mkdir -p $(RESULTS)
+	$(PYTHON) -m benchmarks --require-gpu
+	set -o pipefail; $(PYTHON) -m pytest -rs 2>&1 | tee $(RESULTS)/tests.txt
+	$(PYTHON) -m benchmarks --results $(RESULTS)
+
+.venv/ready: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
