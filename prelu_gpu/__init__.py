@@ -1,0 +1,12 @@
+"""PReLU and Leaky ReLU for PyTorch on fused Triton kernels.
+
+One pass over memory forward; one pass backward that makes the input gradient and the slope gradient
+together.
+"""
+
+from .functional import leaky_relu, prelu
+from .modules import LeakyReLU, PReLU
+from .switch import accelerate, restore
+
+__all__ = ["LeakyReLU", "PReLU", "__version__", "accelerate", "leaky_relu", "prelu", "restore"]
+__version__ = "0.1.0"

@@ -1,0 +1,54 @@
+"""The family as autograd functions around the kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import eager, launch
+
+
+class PReLUFunction(torch.autograd.Function):
+    """PReLU with one backward pass for both gradients; saves the input and the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+        """Runs the forward kernel."""
+        ctx.save_for_backward(input, weight)
+        ctx.channel_dim = channel_dim
+        return launch.prelu_forward(input, weight, channel_dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Runs the backward kernel for the gradients that are needed.
+
+        With create_graph=True the gradients must be differentiable: PyTorch's operators.
+        """
+        prelu_backward = eager.prelu_backward if torch.is_grad_enabled() else launch.prelu_backward
+        needs = ctx.needs_input_grad[:2]
+        return *prelu_backward(grad_y, *ctx.saved_tensors, ctx.channel_dim, needs), None
+
+
+class LeakyReLUFunction(torch.autograd.Function):
+    """Leaky ReLU; saves the input, or in place the output."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, negative_slope: float, inplace: bool) -> Tensor:
+        """Runs the forward kernel."""
+        ctx.negative_slope, ctx.inplace = negative_slope, inplace
+        if inplace:
+            ctx.mark_dirty(input)
+        y = launch.leaky_relu_forward(input, negative_slope, inplace)
+        ctx.save_for_backward(y if inplace else input)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
+        """Runs the backward kernel; with create_graph=True PyTorch's operator."""
+        (saved,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or (ctx.inplace and ctx.negative_slope < 0):
+            # PyTorch's operator also has the error for a negative slope in place.
+            grad_x = eager.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace)
+        else:
+            grad_x = launch.leaky_relu_backward(grad_y, saved, ctx.negative_slope)
+        return grad_x, None, None

@@ -1,0 +1,125 @@
+"""Every check of the arguments, before anything is launched or changed.
+
+The words are PyTorch's where it has some, followed by what to do.
+"""
+
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+_DTYPES = (*_HALF, torch.float32, torch.float64)
+
+
+def check_prelu(input: Any, weight: Any, dim: int) -> int | None:
+    """Checks the arguments of `prelu`; gives the slope's dimension, None for a shared slope."""
+    _check_tensor("prelu", "input", 1, input)
+    _check_tensor("prelu", "weight", 2, weight)
+    if input.device != weight.device:
+        raise RuntimeError(
+            "prelu: Expected all tensors to be on the same device, but got input on "
+            f"{input.device} and weight on {weight.device}. Move one with .to(device)."
+        )
+    if input.dtype != weight.dtype and not (input.dtype in _HALF and weight.dtype == torch.float32):
+        raise RuntimeError(
+            f"prelu: Type promoting not supported. Got {_name(input)} and {_name(weight)}. "
+            "The weight has the input's dtype, or float32 beside a half-precision input: "
+            "cast one with .to(dtype)."
+        )
+    if weight.numel() == 1:
+        _check_weight_dim(weight)
+        return None
+    if input.dim() == 0:
+        raise RuntimeError(
+            "prelu: Not allow zero-dim input tensor. "
+            f"A weight of {weight.numel()} slopes needs an input with a channel dimension."
+        )
+    if input.dim() == 1:
+        channel_dim, channels = 0, 1
+    else:
+        channel_dim = _wrap_dim(dim, input.dim())
+        channels = input.shape[channel_dim]
+    if channels != weight.numel():
+        raise RuntimeError(
+            "prelu: Mismatch of parameter numbers and input channel size. Found parameter numbers "
+            f"= {weight.numel()} and channel size = {channels}. Channels are along dim {dim} of "
+            f"the input of shape {tuple(input.shape)}; another one is chosen with dim=."
+        )
+    _check_weight_dim(weight)
+    return channel_dim
+
+
+def check_leaky_relu(input: Any, negative_slope: Any, inplace: bool) -> None:
+    """Checks the arguments of `leaky_relu`."""
+    _check_tensor("leaky_relu", "input", 1, input)
+    if not isinstance(negative_slope, numbers.Real):
+        raise TypeError(
+            "leaky_relu(): argument 'negative_slope' (position 2) must be Number, not "
+            f"{type(negative_slope).__name__}. Slopes in a tensor are prelu's."
+        )
+    if not inplace:
+        return
+    if torch.is_grad_enabled() and input.requires_grad and (input.is_leaf or _views_leaf(input)):
+        kind = "leaf" if input.is_leaf else "view of a leaf"
+        raise RuntimeError(
+            f"a {kind} Variable that requires grad is being used in an in-place operation. "
+            "Call leaky_relu with inplace=False."
+        )
+    if torch._debug_has_internal_overlap(input) == 1:
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a "
+            "single memory location. Please clone() the tensor before performing the operation."
+        )
+
+
+def _check_tensor(function: str, name: str, position: int, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}(): argument '{name}' (position {position}) must be Tensor, "
+            f"not {type(value).__name__}"
+        )
+    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+        form = "nested" if value.is_nested else str(value.layout)
+        raise RuntimeError(
+            f"{function}: expected a dense {name}, got a "
+            f"{'quantized' if value.is_quantized else form} tensor. Convert it first "
+            "(.to_dense(), .to_padded_tensor(), .dequantize())."
+        )
+    if value.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"{function}: not implemented for '{_name(value)}' {name}. "
+            "Float, Double, Half and BFloat16 are: cast it with .to(dtype)."
+        )
+
+
+def _check_weight_dim(weight: Tensor) -> None:
+    if weight.dim() > 1:
+        raise RuntimeError(
+            "prelu: Expected `weight` to be a scalar or 1D tensor, but got: "
+            f"ndim = {weight.dim()}. Flatten it with .flatten()."
+        )
+
+
+def _wrap_dim(dim: int, ndim: int) -> int:
+    if not -ndim <= dim < ndim:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], "
+            f"but got {dim})"
+        )
+    return dim % ndim
+
+
+def _views_leaf(input: Tensor) -> bool:
+    return input._is_view() and input._base is not None and input._base.is_leaf
+
+
+def _name(tensor: Tensor) -> str:
+    """A dtype as PyTorch's messages call it."""
+    return {
+        torch.float16: "Half",
+        torch.bfloat16: "BFloat16",
+        torch.float32: "Float",
+        torch.float64: "Double",
+    }.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))

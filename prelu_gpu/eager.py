@@ -1,0 +1,51 @@
+"""The family in PyTorch's own operators: for devices without kernels, and as the reference.
+
+In float64 this is the oracle of the tests. Arguments are taken as checked (checks.py).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    """PReLU: input where input > 0, else weight * input.
+
+    Args:
+        input: any shape.
+        weight: one slope, or one for each channel, in the input's dtype; beside a half-precision
+            input it may be float32, and then the arithmetic is too.
+        channel_dim: the dimension of the channels; None for one shared slope.
+    """
+    x = input.to(weight.dtype)
+    if channel_dim is None:
+        return torch.prelu(x, weight).to(input.dtype)
+    y = torch.prelu(x.movedim(channel_dim, 1), weight)
+    return y.movedim(1, channel_dim).to(input.dtype)
+
+
+def prelu_backward(
+    grad_y: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    channel_dim: int | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the input and of the weight that can be differentiated again."""
+    with torch.enable_grad():
+        y = prelu(input, weight, channel_dim)
+    wanted = [tensor for tensor, need in zip((input, weight), needs, strict=True) if need]
+    grads = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+    return next(grads) if needs[0] else None, next(grads) if needs[1] else None
+
+
+def leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> Tensor:
+    """Leaky ReLU: input where input > 0, else negative_slope * input."""
+    return F.leaky_relu(input, negative_slope, inplace)
+
+
+def leaky_relu_backward(
+    grad_y: Tensor, saved: Tensor, negative_slope: float, saved_output: bool
+) -> Tensor:
+    """Gradient of the input that can be differentiated again; `saved` is the input or output."""
+    return torch.ops.aten.leaky_relu_backward(grad_y, saved, negative_slope, saved_output)

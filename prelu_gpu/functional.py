@@ -1,0 +1,97 @@
+"""The family as functions: checks, then the kernels or PyTorch's operators."""
+
+import torch
+from torch import Tensor
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
+
+from . import eager
+from .backend import WITHOUT_TRITON, Backend, backend
+from .checks import check_leaky_relu, check_prelu
+
+if WITHOUT_TRITON is None:
+    from . import launch
+    from .autograd import LeakyReLUFunction, PReLUFunction
+
+
+def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
+    r"""Parametric ReLU: ``input`` where it is positive, else ``weight * input``.
+
+    .. math:: \text{PReLU}(x) = \max(0, x) + w \min(0, x)
+
+    from *Delving Deep into Rectifiers* (He et al., 2015, arXiv:1502.01852). Bit for bit the forward
+    of :func:`torch.nn.functional.prelu`; the backward makes both gradients in one pass and sums the
+    slope's in float32 (float64 for float64) before its one rounding.
+
+    Args:
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
+        weight: one slope, shape ``()`` or ``(1,)``, or one for each channel, shape ``(C,)``; in the
+            input's dtype, or float32 beside a float16 or bfloat16 input.
+        dim: the dimension of the channels, where there is more than one slope. An input of fewer
+            than two dimensions has one channel.
+
+    Returns:
+        Shape ``(*)``, with the input's dtype and strides.
+
+    Raises:
+        RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
+            channels, a weight of two dimensions or more, tensors on different devices, integer,
+            complex, sparse, quantised or nested tensors.
+        IndexError: ``dim`` out of range.
+        TypeError: an argument that is not a tensor.
+    """
+    if has_torch_function_variadic(input, weight):
+        return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
+    channel_dim = check_prelu(input, weight, dim)
+    if backend(input.device) is Backend.EAGER or _is_transformed():
+        return eager.prelu(input, weight, channel_dim)
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        return PReLUFunction.apply(input, weight, channel_dim)
+    return launch.prelu_forward(input, weight, channel_dim)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    r"""Leaky ReLU: ``input`` where it is positive, else ``negative_slope * input``.
+
+    .. math:: \text{LeakyReLU}(x) = \max(0, x) + \text{negative\_slope} \cdot \min(0, x)
+
+    from *Rectifier Nonlinearities Improve Neural Network Acoustic Models* (Maas et al., 2013).
+    Bit for bit :func:`torch.nn.functional.leaky_relu`.
+
+    Args:
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
+        negative_slope: the slope, exact in float64, else as float32.
+        inplace: write the result into ``input`` and save it, not the input, for the backward, which
+            then refuses a negative slope, as PyTorch's does.
+
+    Returns:
+        Shape ``(*)``, with the input's dtype and strides; ``input`` itself if ``inplace``.
+
+    Raises:
+        RuntimeError: integer, complex, sparse, quantised or nested input; in place, an input that
+            is a leaf which requires grad, or that overlaps itself in memory.
+        TypeError: an input that is not a tensor, a slope that is not a number.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
+        )
+    check_leaky_relu(input, negative_slope, inplace)
+    if backend(input.device) is Backend.EAGER or _is_transformed():
+        return eager.leaky_relu(input, negative_slope, inplace)
+    if torch.is_grad_enabled() and input.requires_grad:
+        return LeakyReLUFunction.apply(input, float(negative_slope), inplace)
+    return launch.leaky_relu_forward(input, float(negative_slope), inplace)
+
+
+def _is_transformed() -> bool:
+    """Whether something other than plain execution sees the call, so that it must see operators."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )

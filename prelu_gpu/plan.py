@@ -1,0 +1,303 @@
+"""From a tensor's layout to a launch: a pure function, the same on every run, printable.
+
+The operation is elementwise, so it runs over memory and not over dimensions: a dense tensor of any
+layout is seen as (outer, channels, inner), and a small table of rules picks the tiles. Nothing is
+tuned while a program runs.
+"""
+
+import enum
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+VECTOR_BYTES = 16
+"""One thread's widest access to memory."""
+
+GRID_LIMIT = 65535
+"""Most programs along a grid's second and third axis."""
+
+UNBOUNDED = 2**63 - 1
+
+FULL_TILE = 0.95
+"""Share of a tile's columns that must hold data for a fold to be wide enough."""
+
+PLANE_FILL = 0.75
+"""Share of a plane tile that a row must fill for rows not to be folded into columns."""
+
+
+class Kind(enum.Enum):
+    """How tiles lie over the data."""
+
+    FLAT = "flat"
+    """One slope: the data is one row."""
+    PLANE = "plane"
+    """Long aligned rows: a tile lies in one row and has one slope."""
+    COLUMN = "column"
+    """Short rows: a tile is a run of columns with a slope each, walked down the rows."""
+    ODD_PLANE = "odd plane"
+    """Long rows that begin and end off the vector grid: an aligned body and masked edges."""
+
+
+class View(NamedTuple):
+    """A dense tensor's memory in order: element (n, c, i) has slope c."""
+
+    outer: int
+    channels: int
+    inner: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.outer * self.channels * self.inner
+
+
+@functools.lru_cache(maxsize=4096)
+def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a tensor's elements fill their memory without gaps or overlaps, in any order."""
+    expected = 1
+    for size, step in sorted(
+        ((size, step) for size, step in zip(shape, stride, strict=True) if size != 1),
+        key=lambda pair: pair[1],
+    ):
+        if step != expected:
+            return False
+        expected *= size
+    return True
+
+
+def view(shape: Sequence[int], stride: Sequence[int], channel_dim: int | None) -> View:
+    """The view of a non-overlapping, dense, non-empty tensor.
+
+    Args:
+        shape: the tensor's shape.
+        stride: its strides in elements, in any order (contiguous, channels_last, permuted).
+        channel_dim: the dimension the slope varies over; None for one shared slope.
+    """
+    numel = math.prod(shape)
+    if channel_dim is None or shape[channel_dim] == 1:
+        return View(1, 1, numel)
+    channels, inner = shape[channel_dim], stride[channel_dim]
+    return View(numel // (channels * inner), channels, inner)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program reads at a time."""
+
+    size: int
+    """Bytes of x."""
+    num_warps: int
+    rows: int = 1
+    """Rows of a column tile; the rest of its size is columns."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides a plan besides the tensor: one row of the rule table."""
+
+    plane: Tile
+    column: Tile
+    programs: int
+    """Programs beyond which work is split no further."""
+    partials: int
+    """Partial sums beyond which columns are split no further."""
+    atomic: bool = False
+    """Add slope gradients atomically, in no fixed order, rather than in two stages."""
+    kind: Kind | None = None
+    """Force this kind of tile, for tests and benchmarks."""
+
+
+def gpu_rules(multiprocessors: int, itemsize: int, backward: bool) -> Rules:
+    """The rule table's row for a GPU: arithmetic, until a GPU has measured it.
+
+    A warp's 128-bit access is 512 bytes. Two a thread keep 64 KiB in flight on a multiprocessor of
+    2048 threads in float32; a 16-bit forward needs four for the same, and a 16-bit backward has
+    registers for one at full occupancy. The partial sums of columns are kept to 1 MiB,
+    so a backward column program is four times as large: few programs, as many bytes in flight.
+    Four waves of sixteen 4-warp programs even out their ends.
+    """
+    access = 32 * VECTOR_BYTES
+    vectors = (1 if backward else 4) if itemsize == 2 else 2
+    return Rules(
+        plane=Tile(size=vectors * 4 * access, num_warps=4),
+        column=(
+            Tile(size=2 * 16 * access, num_warps=16, rows=4)
+            if backward
+            else Tile(size=vectors * 4 * access, num_warps=4, rows=vectors)
+        ),
+        programs=multiprocessors * 16 * 4,
+        partials=2**18 if backward else UNBOUNDED,
+    )
+
+
+def interpreter_rules(itemsize: int) -> Rules:
+    """The rule table's row for Triton's interpreter, whose cost is per program, not per element."""
+    # Triton's largest tile.
+    tile = Tile(size=2**20 * itemsize, num_warps=1)
+    return Rules(plane=tile, column=tile, programs=1, partials=UNBOUNDED)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as data."""
+
+    grid: tuple[int, ...]
+    num_warps: int
+    sizes: dict[str, int]
+    """The kernel's run-time sizes, by parameter name."""
+    constants: dict[str, int]
+    """The kernel's compile-time constants, by parameter name."""
+
+
+@dataclass(frozen=True)
+class Plan(Launch):
+    """The launch of a forward or backward kernel."""
+
+    kind: Kind
+    view: View
+    partials: tuple[int, int, int]
+    """Partial slope gradients that the launch leaves: (splits, channels, inner)."""
+    atomic: bool
+
+    @property
+    def direct(self) -> bool:
+        """Whether the partial sums are the slope gradient itself: no second stage."""
+        splits, _, inner = self.partials
+        return splits * inner == 1
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(view: View, itemsize: int, rules: Rules) -> Plan:
+    """Plans one launch over a non-empty view of elements of `itemsize` bytes."""
+    kind = rules.kind or choose_kind(view, itemsize, rules)
+    if kind is Kind.COLUMN:
+        return _column_plan(view, itemsize, rules)
+    return _plane_plan(kind, view, itemsize, rules)
+
+
+def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
+    """The kind of tile that suits a view."""
+    vector = VECTOR_BYTES // itemsize
+    if view.channels == 1:
+        return Kind.FLAT
+    if view.inner == 1 or view.channels > GRID_LIMIT:
+        return Kind.COLUMN
+    if view.inner % vector == 0 and view.inner >= PLANE_FILL * rules.plane.size / itemsize:
+        return Kind.PLANE
+    fold, _ = _fold(view, itemsize, rules)
+    if fold <= view.outer and fold * view.channels * view.inner <= rules.partials:
+        return Kind.COLUMN
+    return Kind.PLANE if view.inner % vector == 0 else Kind.ODD_PLANE
+
+
+def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
+    outer, channels, inner = view
+    if channels > GRID_LIMIT:
+        raise ValueError(f"{kind.value} tiles serve up to {GRID_LIMIT} channels, got {channels}")
+    block = min(rules.plane.size // itemsize, _next_power_of_2(inner))
+    tiles = _ceil_div(inner, block)
+    splits = rules.programs // channels
+    outer_splits = _even(outer, min(splits, GRID_LIMIT))
+    tile_splits = _even(tiles, splits // outer_splits)
+    vector = VECTOR_BYTES // itemsize
+    return Plan(
+        kind=kind,
+        view=view,
+        grid=(tile_splits, channels, outer_splits),
+        num_warps=rules.plane.num_warps,
+        partials=(outer_splits * tile_splits, channels, 1),
+        atomic=rules.atomic,
+        sizes={"outer": outer, "channels": channels, "inner": inner},
+        constants={"V": vector, "BLOCK": block, "EDGES": inner % vector != 0},
+    )
+
+
+def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
+    outer, channels, inner = view
+    fold, block = _fold(view, itemsize, rules)
+    columns = fold * channels * inner
+    rows, left = divmod(outer, fold)
+    steps = _ceil_div(rows, rules.column.rows)
+    blocks = _ceil_div(columns, block)
+    splits = min(rules.programs // blocks, rules.partials // columns, GRID_LIMIT)
+    row_splits = _even(steps, splits)
+    vector = VECTOR_BYTES // itemsize
+    return Plan(
+        kind=Kind.COLUMN,
+        view=view,
+        grid=(blocks, row_splits),
+        num_warps=rules.column.num_warps,
+        partials=(row_splits * fold, channels, inner),
+        atomic=rules.atomic,
+        sizes={
+            "rows": rows,
+            "vectors": columns // vector,
+            "remainder": left * channels * inner,
+            "channels": channels,
+            "inner": inner,
+        },
+        constants={
+            "V": vector,
+            "ROWS": rules.column.rows,
+            "BLOCK": block,
+            "REMAINDER": left != 0,
+        },
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
+    """Plans the second stage, which sums partial slope gradients (splits, channels, inner).
+
+    Eight channels are one 32-byte sector of memory; 1024 terms a tile are 8 a thread.
+    """
+    splits, channels, inner = partials
+    channel_block = min(_next_power_of_2(channels), 2**10 if interpreted else 8)
+    term_block = min(_next_power_of_2(splits * inner), 1024 // channel_block)
+    return Launch(
+        grid=(_ceil_div(channels, channel_block),),
+        num_warps=4,
+        sizes={"splits": splits, "channels": channels, "inner": inner},
+        constants={"CHANNEL_BLOCK": channel_block, "TERM_BLOCK": term_block},
+    )
+
+
+def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int]:
+    """Outer positions that make one row of columns, and the columns of a tile.
+
+    The fewest positions that make whole vectors and fill their tiles; where `outer` holds too few
+    for that, all that make whole vectors.
+    """
+    row = view.channels * view.inner
+    vector = VECTOR_BYTES // itemsize
+    step = vector // math.gcd(row, vector)
+    block = min(
+        rules.column.size // itemsize // rules.column.rows, _next_power_of_2(view.outer * row)
+    )
+    fold = max(step, view.outer // step * step)
+    # Rows of 1 / (1 - FULL_TILE) tiles are full whatever their length.
+    for tiles in range(1, 21):
+        narrow = _ceil_div(math.ceil(FULL_TILE * tiles * block), row * step) * step
+        if narrow >= fold:
+            break
+        if narrow * row <= tiles * block or tiles == 20:
+            fold = narrow
+            break
+    return fold, min(block, _next_power_of_2(fold * row))
+
+
+def _even(steps: int, splits: int) -> int:
+    """The fewest splits, up to `splits`, whose longest walk is as short; at least one."""
+    if steps <= 1 or splits <= 1:
+        return 1
+    return _ceil_div(steps, _ceil_div(steps, splits))
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
