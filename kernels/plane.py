@@ -19,12 +19,12 @@ from .formula import prelu, prelu_grad_weight, prelu_grad_x
 def program():
     """This program's (outer_split, channel, tile_split), widened before anything multiplies them.
 
-    The grid is (tile_splits, channels, outer_splits): neighbours work side by side in memory.
+    The grid is (channels, tile_splits, outer_splits): only its first axis has room for any number.
     """
     return (
         tl.program_id(2).to(tl.int64),
-        tl.program_id(1).to(tl.int64),
         tl.program_id(0).to(tl.int64),
+        tl.program_id(1).to(tl.int64),
     )
 
 
@@ -64,7 +64,7 @@ def plane_forward(
 ):
     """Reads x once, writes y once. Where weight_ptr is None, `negative_slope` is the slope."""
     outer_split, channel, tile_split = program()
-    tile_splits = tl.num_programs(0).to(tl.int64)
+    tile_splits = tl.num_programs(1).to(tl.int64)
     if weight_ptr is None:
         weight = tl.full((), negative_slope, COMPUTE)
     else:
@@ -107,7 +107,7 @@ def plane_backward(
     every program writes one; with ATOMIC it is the zero-filled sums, (channels,).
     """
     outer_split, channel, tile_split = program()
-    tile_splits = tl.num_programs(0).to(tl.int64)
+    tile_splits = tl.num_programs(1).to(tl.int64)
     if weight_ptr is None:
         weight = tl.full((), negative_slope, COMPUTE)
     else:

@@ -12,11 +12,11 @@ class PReLUFunction(torch.autograd.Function):
     """PReLU with one backward pass for both gradients; saves the input and the weight."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
         """Runs the forward kernel."""
-        ctx.save_for_backward(input, weight)
+        ctx.save_for_backward(x, weight)
         ctx.channel_dim = channel_dim
-        return launch.prelu_forward(input, weight, channel_dim)
+        return launch.prelu_forward(x, weight, channel_dim)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -25,21 +25,22 @@ class PReLUFunction(torch.autograd.Function):
         With create_graph=True the gradients must be differentiable: PyTorch's operators.
         """
         prelu_backward = eager.prelu_backward if torch.is_grad_enabled() else launch.prelu_backward
+        x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        return *prelu_backward(grad_y, *ctx.saved_tensors, ctx.channel_dim, needs), None
+        return *prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
 
 
 class LeakyReLUFunction(torch.autograd.Function):
     """Leaky ReLU; saves the input, or in place the output."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, negative_slope: float, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, negative_slope: float, inplace: bool) -> Tensor:
         """Runs the forward kernel."""
         ctx.negative_slope, ctx.inplace = negative_slope, inplace
         if inplace:
-            ctx.mark_dirty(input)
-        y = launch.leaky_relu_forward(input, negative_slope, inplace)
-        ctx.save_for_backward(y if inplace else input)
+            ctx.mark_dirty(x)
+        y = launch.leaky_relu_forward(x, negative_slope, inplace)
+        ctx.save_for_backward(y if inplace else x)
         return y
 
     @staticmethod

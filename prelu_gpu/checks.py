@@ -4,7 +4,6 @@ The words are PyTorch's where it has some, followed by what to do.
 """
 
 import numbers
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ _HALF = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALF, torch.float32, torch.float64)
 
 
-def check_prelu(input: Any, weight: Any, dim: int) -> int | None:
+def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
     """Checks the arguments of `prelu`; gives the slope's dimension, None for a shared slope."""
     _check_tensor("prelu", "input", 1, input)
     _check_tensor("prelu", "weight", 2, weight)
@@ -51,7 +50,7 @@ def check_prelu(input: Any, weight: Any, dim: int) -> int | None:
     return channel_dim
 
 
-def check_leaky_relu(input: Any, negative_slope: Any, inplace: bool) -> None:
+def check_leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> None:
     """Checks the arguments of `leaky_relu`."""
     _check_tensor("leaky_relu", "input", 1, input)
     if not isinstance(negative_slope, numbers.Real):
@@ -74,7 +73,7 @@ def check_leaky_relu(input: Any, negative_slope: Any, inplace: bool) -> None:
         )
 
 
-def _check_tensor(function: str, name: str, position: int, value: Any) -> None:
+def _check_tensor(function: str, name: str, position: int, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}(): argument '{name}' (position {position}) must be Tensor, "

@@ -48,4 +48,5 @@ def leaky_relu_backward(
     grad_y: Tensor, saved: Tensor, negative_slope: float, saved_output: bool
 ) -> Tensor:
     """Gradient of the input that can be differentiated again; `saved` is the input or output."""
-    return torch.ops.aten.leaky_relu_backward(grad_y, saved, negative_slope, saved_output)
+    grad_x: Tensor = torch.ops.aten.leaky_relu_backward(grad_y, saved, negative_slope, saved_output)
+    return grad_x

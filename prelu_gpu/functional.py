@@ -49,7 +49,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if backend(input.device) is Backend.EAGER or _is_transformed():
         return eager.prelu(input, weight, channel_dim)
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        return PReLUFunction.apply(input, weight, channel_dim)
+        y: Tensor = PReLUFunction.apply(input, weight, channel_dim)  # type: ignore[no-untyped-call]
+        return y
     return launch.prelu_forward(input, weight, channel_dim)
 
 
@@ -83,7 +84,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     if backend(input.device) is Backend.EAGER or _is_transformed():
         return eager.leaky_relu(input, negative_slope, inplace)
     if torch.is_grad_enabled() and input.requires_grad:
-        return LeakyReLUFunction.apply(input, float(negative_slope), inplace)
+        y: Tensor = LeakyReLUFunction.apply(input, float(negative_slope), inplace)  # type: ignore[no-untyped-call]
+        return y
     return launch.leaky_relu_forward(input, float(negative_slope), inplace)
 
 
@@ -93,5 +95,5 @@ def _is_transformed() -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )

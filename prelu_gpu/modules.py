@@ -1,7 +1,5 @@
 """The family as modules: torch.nn's own, with another forward."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +34,7 @@ class PReLU(nn.PReLU):
         self,
         num_parameters: int = 1,
         init: float = 0.25,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
         dim: int = 1,

@@ -11,6 +11,8 @@ logger = logging.getLogger("prelu_gpu")
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {PReLU: nn.PReLU, LeakyReLU: nn.LeakyReLU}
+
 
 def accelerate(model: Model) -> Model:
     """Makes every :class:`torch.nn.PReLU` in `model` run on the fused kernels, in place.
@@ -68,11 +70,12 @@ def restore(model: Model) -> Model:
     _check("restore", model)
     left = []
     for name, module in model.named_modules():
-        if type(module) is PReLU and module.dim == 1:
-            module.__class__ = nn.PReLU
-        elif type(module) is LeakyReLU:
-            module.__class__ = nn.LeakyReLU
-        elif type(module) is PReLU:
+        original = _ORIGINALS.get(type(module))
+        if original is None:
+            continue
+        if getattr(module, "dim", 1) == 1:
+            module.__class__ = original
+        else:
             left.append(f"{name or 'the model itself'} (dim={module.dim})")
     if left:
         logger.warning(

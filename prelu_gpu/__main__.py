@@ -1,0 +1,82 @@
+"""`python -m prelu_gpu`: what is installed, which backend each device gets, a self-check."""
+
+import platform
+import sys
+from collections.abc import Callable
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from . import __version__, prelu
+from .backend import Backend, backend, reason
+
+
+def main() -> int:
+    """Prints the report; gives the exit status: 1 where a self-check failed."""
+    print(f"prelu_gpu {__version__}, torch {torch.__version__}, triton {_triton_version()}")
+    failed = False
+    for device in _devices():
+        why = reason(device)
+        print(f"\n{device}: {_device_name(device)}")
+        print(f"  runs on     {backend(device).value}{f' ({why})' if why else ''}")
+        if device.type == "cpu" and backend(device) is Backend.EAGER:
+            print("              TRITON_INTERPRET=1 runs the kernels here, interpreted and slow")
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            if device.type == "mps" and dtype == torch.float64:
+                continue
+            wrong = _self_check(device, dtype)
+            failed |= wrong is not None
+            print(f"  self-check  {str(dtype).removeprefix('torch.'):10}{wrong or 'ok'}")
+    return int(failed)
+
+
+def _triton_version() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> list[torch.device]:
+    devices = [torch.device("cpu")]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        count = torch.accelerator.device_count()
+        devices += [torch.device(accelerator.type, index) for index in range(count)]
+    return devices
+
+
+def _device_name(device: torch.device) -> str:
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(name(device)) if name else platform.machine()
+
+
+def _self_check(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with `prelu` on `device` against float64 on the CPU; None if it is right."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad_y = torch.randn(2, 2, 6, 35, generator=generator).to(dtype)
+    weight = torch.rand(6, generator=generator).to(dtype)
+    expected = _outcome(torch.prelu, x.double(), weight.double(), grad_y.double())
+    given = _outcome(prelu, x.to(device), weight.to(device), grad_y.to(device))
+    names = ("forward", "input gradient", "slope gradient")
+    for name, actual, exact in zip(names, given, expected, strict=True):
+        try:
+            torch.testing.assert_close(actual.cpu(), exact.to(dtype))
+        except AssertionError as error:
+            return f"wrong {name}: {' '.join(str(error).split())}"
+    return None
+
+
+def _outcome(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, grad_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output and both gradients."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    y = function(x, weight)
+    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad_y)
+    return y.detach(), grad_x, grad_weight
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The same tests on a GPU and, without one, on the CPU with interpreted kernels."""
+
+import dataclasses
+import math
+import os
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    # Triton decides when a kernel is decorated, so before the first import.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from prelu_gpu import launch  # noqa: E402
+from prelu_gpu.plan import gpu_rules  # noqa: E402
+
+MARGIN = 64
+CANARY = 12345.0
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda" if GPU else "cpu")
+
+
+class GuardedTorch:
+    """Torch whose fresh tensors are full of NaN and lie between canaries."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, *, dtype, device):
+        return self._guarded(torch.empty(shape, dtype=dtype, device=device))
+
+    def empty_like(self, tensor, **options):
+        return self._guarded(torch.empty_like(tensor, **options))
+
+    def _guarded(self, tensor):
+        numel = tensor.numel()
+        buffer = torch.full((numel + 2 * MARGIN,), CANARY, dtype=tensor.dtype, device=tensor.device)
+        buffer[MARGIN : MARGIN + numel] = math.nan
+        self.buffers.append(buffer)
+        return buffer.as_strided(tensor.shape, tensor.stride(), MARGIN)
+
+    def check(self):
+        for buffer in self.buffers:
+            canary = torch.tensor(CANARY, dtype=buffer.dtype).item()
+            assert (buffer[:MARGIN] == canary).all(), "a kernel wrote before its output"
+            assert (buffer[-MARGIN:] == canary).all(), "a kernel wrote behind its output"
+
+
+@pytest.fixture(autouse=True)
+def guarded_allocations(monkeypatch):
+    """What a kernel leaves unwritten is NaN, and what it writes outside its output is seen."""
+    guard = GuardedTorch()
+    monkeypatch.setattr(launch, "torch", guard)
+    yield guard
+    guard.check()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels launched; a test that asks for them must launch one."""
+    names = []
+    run = launch.run
+
+    def counted(kernel, *args, **kwargs):
+        names.append(kernel.__name__)
+        run(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(launch, "run", counted)
+    yield names
+    assert names, "no kernel was launched"
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """Makes every launch use a GPU's tilings of the given kind.
+
+    For one multiprocessor, so that small tensors already make programs walk and split.
+    """
+
+    def force_rules(kind=None, atomic=False):
+        def rules(device, itemsize, backward):
+            row = gpu_rules(1, itemsize, backward)
+            return dataclasses.replace(row, kind=kind, atomic=atomic)
+
+        monkeypatch.setattr(launch, "rules", rules)
+
+    return force_rules

@@ -1,0 +1,76 @@
+"""What the tests compare with, and the data they use."""
+
+import math
+
+import torch
+
+from prelu_gpu import eager
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+PAIRS = (
+    *((dtype, dtype) for dtype in DTYPES),
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.float32),
+)
+"""Dtypes of the input and of the slope."""
+
+
+def id_of(value):
+    """A test id for dtypes, pairs of them and kinds."""
+    if isinstance(value, tuple) and value and isinstance(value[0], torch.dtype):
+        return "-".join(map(id_of, value))
+    return str(value).removeprefix("torch.")
+
+
+def randn(shape, dtype, device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+def integers(shape, dtype, device, seed=0, high=4):
+    """Small whole numbers: products and sums of them are exact in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-high, high + 1, shape, generator=generator).to(dtype).to(device)
+
+
+def channel_dim(x, weight, dim=1):
+    return None if weight.numel() == 1 else dim % x.dim()
+
+
+def exact_grad_weight(x, weight, grad_y, dim=1):
+    """The slope gradient in float64, and the same sum of absolute values."""
+    terms = torch.where(x.double() > 0, 0.0, grad_y.double() * x.double())
+    if weight.numel() == 1:
+        return terms.sum().reshape(weight.shape), terms.abs().sum().reshape(weight.shape)
+    others = [d for d in range(x.dim()) if d != dim % x.dim()]
+    return terms.sum(others), terms.abs().sum(others)
+
+
+def grad_weight_tolerance(x, weight, magnitude, exact):
+    """Rounding of a float32 sum in a tree with short runs, and of one store in weight's dtype."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    summands = x.numel() / weight.numel()
+    sum_error = (math.log2(summands) + 8) * torch.finfo(compute).eps * magnitude
+    return sum_error + torch.finfo(weight.dtype).eps / 2 * (exact.abs() + sum_error)
+
+
+def assert_same(actual, expected):
+    """Equal bit for bit, where any NaN equals any NaN; strides too."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert actual.stride() == expected.stride()
+    nan = expected.isnan()
+    assert torch.equal(actual.isnan(), nan)
+    assert torch.equal(actual[~nan], expected[~nan])
+    assert torch.equal(actual[~nan].signbit(), expected[~nan].signbit())
+
+
+def backward(function, x, weight, grad_y, *args, **options):
+    """The output and both gradients of function(x, weight, *args, **options)."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    y = function(x, weight, *args, **options)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), grad_y)
+
+
+def eager_backward(x, weight, grad_y, dim=1):
+    return backward(eager.prelu, x, weight, grad_y, channel_dim(x, weight, dim))

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from conftest import MARGIN
+from reference import assert_same, eager_backward, exact_grad_weight, id_of, randn
+
+from prelu_gpu import leaky_relu, prelu
+from prelu_gpu.plan import Kind
+
+
+@pytest.fixture
+def x(device):
+    return randn((4, 3, 40), torch.float32, device)
+
+
+@pytest.fixture
+def weight(device):
+    return randn((3,), torch.float32, device, seed=1)
+
+
+@pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN], ids=id_of)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_only_the_gradients_that_are_needed(kind, atomic, x, weight, launches, force, monkeypatch):
+    force(kind, atomic)
+    grad_y = randn(x.shape, x.dtype, x.device, seed=2)
+    _, grad_x, grad_weight = eager_backward(x, weight, grad_y)
+
+    y = prelu(x.requires_grad_(), weight)
+    launches.clear()
+    y.backward(grad_y)
+    assert_same(x.grad, grad_x)
+    assert weight.grad is None
+    backward = f"{kind.value}_backward"
+    assert launches == [backward], "a frozen slope makes a plain elementwise backward"
+
+    y = prelu(x.detach(), weight.requires_grad_())
+    launches.clear()
+    y.backward(grad_y)
+    torch.testing.assert_close(weight.grad, grad_weight)
+    assert launches == [backward] if atomic else [backward, "sum_partials"]
+
+
+def test_an_input_without_gradient_allocates_none(device, weight, force, guarded_allocations):
+    force()
+    x = randn((400, 3, 40), torch.float32, device)
+    y = prelu(x, weight.requires_grad_())
+    grad_y = torch.ones_like(y)
+    guarded_allocations.buffers.clear()
+    y.backward(grad_y)
+    sizes = [buffer.numel() - 2 * MARGIN for buffer in guarded_allocations.buffers]
+    assert sum(sizes) < x.numel()
+
+
+def test_backward_allocates_the_input_gradient_and_little_more(device, force, guarded_allocations):
+    force()
+    for shape in ((4, 3, 3000), (3000, 12), (40, 12, 49)):
+        x = randn(shape, torch.float32, device).requires_grad_()
+        y = prelu(x, randn((shape[1],), torch.float32, device, seed=1).requires_grad_())
+        grad_y = torch.ones_like(y)
+        guarded_allocations.buffers.clear()
+        y.backward(grad_y)
+        grad_x, *others = guarded_allocations.buffers
+        assert grad_x.numel() - 2 * MARGIN == x.numel()
+        assert sum(other.numel() - 2 * MARGIN for other in others) < x.numel()
+
+
+def test_no_graph_without_gradients(x, weight, launches):
+    assert not prelu(x, weight).requires_grad
+    with torch.no_grad():
+        assert not prelu(x, weight.requires_grad_()).requires_grad
+    with torch.inference_mode():
+        assert prelu(x, weight).is_inference()
+    assert set(launches) == {"column_forward"}
+
+
+def test_saves_the_input_and_the_slope_only(x, weight):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        prelu(x.requires_grad_(), weight.requires_grad_())
+    assert [t.data_ptr() for t in saved] == [x.data_ptr(), weight.data_ptr()]
+
+
+def test_an_input_changed_after_the_forward_is_an_error(x, weight):
+    y = prelu(x, weight.requires_grad_())
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_create_graph_gives_differentiable_gradients(device):
+    x = randn((2, 3, 4), torch.float64, device).requires_grad_()
+    weight = randn((3,), torch.float64, device, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(prelu, (x, weight))
+    assert torch.autograd.gradgradcheck(prelu, (x, weight))
+    assert torch.autograd.gradgradcheck(prelu, (x, weight.detach()))
+    assert torch.autograd.gradgradcheck(prelu, (x.detach(), weight))
+    assert torch.autograd.gradgradcheck(leaky_relu, (x, 0.3))
+    assert torch.autograd.gradgradcheck(lambda x: leaky_relu(x.clone(), 0.3, inplace=True), (x,))
+
+
+def test_one_graph_twice_and_gradients_that_accumulate(x, weight):
+    grad_y = torch.ones_like(x)
+    y = prelu(x, weight.requires_grad_())
+    y.backward(grad_y, retain_graph=True)
+    y.backward(grad_y)
+    torch.testing.assert_close(weight.grad, 2 * exact_grad_weight(x, weight, grad_y)[0].float())
+
+
+def test_leaky_relu_in_place_saves_its_output(x):
+    leaf = x.clone().requires_grad_()
+    hidden = leaf * 1
+    y = leaky_relu(hidden, 0.2, inplace=True)
+    assert y is hidden
+    assert_same(y.detach(), torch.nn.functional.leaky_relu(x, 0.2))
+    y.sum().backward()
+    assert_same(leaf.grad, torch.where(x > 0, 1.0, 0.2).to(x.dtype))
+
+
+def test_leaky_relu_in_place_backward_refuses_a_negative_slope_as_pytorch_does(x):
+    for function in (leaky_relu, torch.nn.functional.leaky_relu):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf * 1, -0.2, inplace=True)
+        with pytest.raises(RuntimeError, match="triggered with a negative slope"):
+            y.sum().backward()
+
+
+def test_transforms_and_compiling_see_pytorchs_operators(x, weight):
+    for function, reference in ((prelu, torch.prelu),):
+        loss, expected = (lambda x, w, f=f: f(x, w).square().sum() for f in (function, reference))
+        ours, theirs = (torch.func.grad(f, (0, 1))(x, weight) for f in (loss, expected))
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(
+            torch.vmap(function, (0, None))(x.unsqueeze(1), weight),
+            torch.vmap(reference, (0, None))(x.unsqueeze(1), weight),
+        )
+        torch.testing.assert_close(
+            torch.func.jvp(function, (x, weight), (x, weight)),
+            torch.func.jvp(reference, (x, weight), (x, weight)),
+        )
+    compiled = torch.compile(prelu, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, weight), torch.prelu(x, weight))

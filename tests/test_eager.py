@@ -1,0 +1,68 @@
+"""The reference, and the backend of devices without kernels."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from reference import PAIRS, assert_same, id_of, randn
+
+from prelu_gpu import eager, leaky_relu, prelu
+from prelu_gpu.backend import Backend, backend
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_eager_prelu_is_the_formula(dtypes, dim):
+    x = randn((4, 5, 6), dtypes[0], "cpu")
+    weight = randn((x.shape[dim],), dtypes[1], "cpu", seed=1)
+    shape = [-1 if d == dim % 3 else 1 for d in range(3)]
+    wide = torch.where(x > 0, x.double(), weight.double().view(shape) * x.double())
+    # Products of 8 or 11 bits by 24 are exact in float64 and rounded once more in float32.
+    expected = wide if dtypes[0] == torch.float64 else wide.float()
+    assert_same(eager.prelu(x, weight, dim % 3), expected.to(dtypes[0]))
+
+
+def test_meta_tensors_have_shapes():
+    y = prelu(torch.empty(2, 3, device="meta"), torch.empty(3, device="meta"))
+    assert y.shape == (2, 3)
+    assert backend(y.device) is Backend.EAGER
+    assert leaky_relu(y).is_meta
+
+
+WITHOUT_KERNELS = """
+import sys
+{setup}
+import torch, prelu_gpu
+from prelu_gpu.backend import Backend, backend
+assert backend(torch.device("cpu")) is Backend.EAGER
+assert "prelu_gpu.launch" not in sys.modules or {triton}
+x = torch.randn(2, 3, 4, requires_grad=True)
+model = prelu_gpu.accelerate(torch.nn.Sequential(torch.nn.PReLU(3), prelu_gpu.LeakyReLU(0.2)))
+y = model(x)
+assert torch.equal(y, torch.nn.functional.leaky_relu(torch.prelu(x, model[0].weight), 0.2))
+y.sum().backward()
+assert x.grad is not None and model[0].weight.grad is not None
+y = prelu_gpu.PReLU(4, dim=-1)(x.half())
+assert y.dtype == torch.float16
+from prelu_gpu.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "triton", "words"),
+    [
+        ("sys.modules['triton'] = None", False, "triton cannot be imported"),
+        ("", True, "Triton has no kernels for cpu"),
+    ],
+    ids=["without triton", "cpu"],
+)
+def test_import_and_use_without_kernels(setup, triton, words, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    program = WITHOUT_KERNELS.format(setup=setup, triton=triton)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"PyTorch operators ({words}" in run.stdout

@@ -1,0 +1,198 @@
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from prelu_gpu import launch
+from prelu_gpu.plan import (
+    COLUMNS_LIMIT,
+    FULL_TILE,
+    GRID_LIMIT,
+    Kind,
+    View,
+    choose_kind,
+    gpu_rules,
+    interpreter_rules,
+    is_dense,
+    plan,
+    sum_plan,
+    view,
+)
+
+
+def rules(itemsize=4, backward=False):
+    return gpu_rules(132, itemsize, backward)
+
+
+@pytest.mark.parametrize("permutation", list(itertools.permutations(range(4))))
+@pytest.mark.parametrize("dim", range(4))
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 1, 5), (1, 3, 4, 1), (2, 1, 4, 5)])
+def test_view_gives_each_element_of_memory_its_channel(shape, permutation, dim):
+    inverse = [permutation.index(d) for d in range(4)]
+    x = torch.empty(shape).permute(permutation).contiguous().permute(inverse)
+    assert x.shape == shape
+    layout = view(x.shape, x.stride(), dim)
+    assert layout.numel == x.numel()
+    channel_in_memory = torch.arange(x.numel()) // layout.inner % layout.channels
+    by_index = (
+        torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(4)]).expand(shape)
+    )
+    assert torch.equal(channel_in_memory.as_strided(x.shape, x.stride()), by_index)
+
+
+@pytest.mark.parametrize(
+    ("x", "dim", "expected"),
+    [
+        (torch.empty(2, 3, 4, 5), None, View(1, 1, 120)),
+        (torch.empty(2, 3, 4, 5), 1, View(2, 3, 20)),
+        (torch.empty(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), 1, View(40, 3, 1)),
+        (
+            torch.empty(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d),
+            1,
+            View(240, 3, 1),
+        ),
+        (torch.empty(7, 9), 1, View(7, 9, 1)),
+        (torch.empty(7, 8, 9), 2, View(56, 9, 1)),
+        (torch.empty(7, 9).t(), 1, View(1, 7, 9)),
+    ],
+)
+def test_view_of_the_layouts_in_use(x, dim, expected):
+    assert view(x.shape, x.stride(), dim) == expected
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.empty(()),
+        torch.empty(4, 5),
+        torch.empty(4, 5).t(),
+        torch.empty(4, 5)[:, :3],
+        torch.empty(4, 5)[::2],
+        torch.empty(4, 1).expand(4, 5),
+        torch.empty(4, 1, 5).as_strided((4, 1, 5), (5, 777, 1)),
+        torch.empty(2, 3, 4, 5).permute(2, 0, 3, 1),
+        torch.empty(10).as_strided((4, 3), (2, 1)),
+    ],
+)
+def test_is_dense_agrees_with_pytorch(x):
+    assert is_dense(x.shape, x.stride()) == torch.ops.aten.is_non_overlapping_and_dense(x)
+
+
+@pytest.mark.parametrize(
+    ("layout", "itemsize", "kind"),
+    [
+        (View(1, 1, 2 * 32 * 96**3), 4, Kind.FLAT),
+        (View(128, 64, 112 * 112), 2, Kind.PLANE),
+        (View(128, 64, 56 * 56), 4, Kind.PLANE),
+        (View(128, 512, 7 * 7), 4, Kind.COLUMN),
+        (View(128 * 112 * 112, 64, 1), 2, Kind.COLUMN),
+        (View(100_000, 512, 1), 4, Kind.COLUMN),
+        (View(360 * 640, 90, 1), 2, Kind.COLUMN),
+        (View(64, 64, 391), 4, Kind.COLUMN),
+        (View(1, 12, 10_007), 4, Kind.ODD_PLANE),
+        (View(1, 512, 7 * 7), 4, Kind.COLUMN),
+        (View(2, 3, 5), 4, Kind.COLUMN),
+        (View(2, 2**31, 1), 4, Kind.ODD_PLANE),
+        (View(8, 64, 100_003), 4, Kind.ODD_PLANE),
+    ],
+)
+def test_kind_of_the_shapes_in_use(layout, itemsize, kind):
+    assert choose_kind(layout, itemsize, rules(itemsize, backward=True)) is kind
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("channels", [1, 3, 12, 64, 90, 512, 1001])
+@pytest.mark.parametrize("inner", [1, 7, 49, 391])
+def test_folded_rows_are_whole_vectors_in_full_tiles(channels, inner, itemsize):
+    layout = View(1_000_000, channels, inner)
+    row = rules(itemsize)
+    launch = plan(layout, itemsize, _forced(row, Kind.COLUMN))
+    columns = launch.sizes["vectors"] * launch.constants["V"]
+    assert columns % (channels * inner) == 0
+    assert launch.constants["V"] * itemsize == 16
+    assert columns / (launch.grid[0] * launch.constants["BLOCK"]) >= FULL_TILE
+    assert launch.sizes["rows"] * columns + launch.sizes["remainder"] == layout.numel
+    assert launch.constants["REMAINDER"] == (launch.sizes["remainder"] > 0)
+
+
+@pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN, Kind.ODD_PLANE, None])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        View(1, 1, 2**32 + 1),
+        View(70_000, 3, 70_001),
+        View(3, 70_000, 11),
+        View(1, 70_000, 40_000),
+        View(2**31, 3, 1),
+        View(2, 2**31 - 1, 1),
+    ],
+)
+def test_plans_of_any_size_fit_a_grid(layout, itemsize, kind):
+    if kind is Kind.COLUMN and layout.channels * layout.inner >= COLUMNS_LIMIT:
+        with pytest.raises(ValueError, match="32 bits, got"):
+            plan(layout, itemsize, _forced(rules(itemsize), kind))
+        return
+    launch = plan(layout, itemsize, _forced(rules(itemsize, backward=True), kind))
+    assert 1 <= launch.grid[0] < 2**31
+    assert all(1 <= size <= GRID_LIMIT for size in launch.grid[1:])
+    # Offsets within a row of columns are 32 bits wide in the kernel.
+    assert launch.sizes.get("vectors", 0) * launch.constants["V"] < 2**31
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize(
+    "layout", [View(128, 64, 12544), View(128, 512, 49), View(10**6, 64, 1), View(1, 1, 2**28)]
+)
+def test_partial_sums_take_at_most_a_mebibyte(layout, itemsize):
+    launch = plan(layout, itemsize, rules(itemsize, backward=True))
+    assert math.prod(launch.partials) * 4 <= 2**20
+
+
+def test_a_plan_is_the_same_on_every_run_and_printable():
+    layout = View(128, 64, 12544)
+    again = plan.__wrapped__(layout, 4, rules())
+    assert plan(layout, 4, rules()) == again
+    assert "Kind.PLANE" in str(again)
+    assert "BLOCK" in str(again)
+
+
+def test_the_interpreter_gets_few_programs():
+    for layout in (View(8, 16, 48 * 48), View(8 * 48 * 48, 16, 1), View(1, 1, 8 * 16 * 48 * 48)):
+        launch = plan(layout, 4, interpreter_rules(4))
+        assert math.prod(launch.grid) == 1
+        assert launch.sizes.get("rows", 1) == 1
+
+
+def test_one_split_that_is_the_gradient_needs_no_second_stage():
+    assert plan(View(1, 64, 4096), 4, _few_programs()).direct
+    assert not plan(View(64, 64, 49), 4, _few_programs()).direct
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 9, 2048])
+def test_the_second_stage_covers_every_channel(channels):
+    launch = sum_plan((100, channels, 3), False)
+    block = launch.constants["CHANNEL_BLOCK"]
+    assert (launch.grid[0] - 1) * block < channels <= launch.grid[0] * block
+
+
+def test_deterministic_mode_is_never_atomic(monkeypatch):
+    row = dataclasses.replace(rules(backward=True), atomic=True)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_gpu_rules", lambda *arguments: row)
+    assert launch.rules(torch.device("cuda", 0), 4, True).atomic
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not launch.rules(torch.device("cuda", 0), 4, True).atomic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _forced(row, kind):
+    return dataclasses.replace(row, kind=kind)
+
+
+def _few_programs():
+    return dataclasses.replace(rules(backward=True), programs=1)
