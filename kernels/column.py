@@ -4,14 +4,14 @@ The data is a matrix of `rows` x `columns`: `fold` outer positions of channels *
 one row, so that rows are multiples of V elements (128 bits) and fill their tiles. The `remainder`
 elements after the last whole row are a masked epilogue (REMAINDER), without alignment.
 
-Program (row_split, block) owns BLOCK columns: it loads their slopes once and walks down the rows,
+Program (block, row_split) owns BLOCK columns: it loads their slopes once and walks down the rows,
 ROWS at a time, in steps of all row splits together, without a division in the loop.
 """
 
 import triton
 import triton.language as tl
 
-from .formula import prelu, prelu_grad_weight, prelu_grad_x
+from .formula import backward_tile, forward_tile
 
 
 @triton.jit
@@ -30,6 +30,12 @@ def tile_offsets(first_row, rows, vectors, column, exists, V: tl.constexpr, ROWS
     row = first_row + tl.arange(0, ROWS)
     offsets = (row.to(tl.int64) * vectors * V)[:, None] + column[None, :]
     return offsets, (row < rows)[:, None] & exists[None, :]
+
+
+@triton.jit
+def remainder_offsets(rows, vectors, remainder, column, V: tl.constexpr):
+    """Offsets and mask of the elements after the last whole row."""
+    return tl.cast(rows, tl.int64) * vectors * V + column, column < remainder
 
 
 @triton.jit
@@ -55,15 +61,12 @@ def column_forward(
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
         offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
-        x = tl.load(x_ptr + offsets, mask).to(COMPUTE)
-        tl.store(y_ptr + offsets, prelu(x, weight[None, :]), mask)
+        forward_tile(x_ptr, weight[None, :], y_ptr, offsets, mask, COMPUTE)
 
     if REMAINDER:
         if row_split == row_splits - 1:
-            offsets = tl.cast(rows, tl.int64) * vectors * V + column
-            mask = column < remainder
-            x = tl.load(x_ptr + offsets, mask).to(COMPUTE)
-            tl.store(y_ptr + offsets, prelu(x, weight), mask)
+            offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
+            forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE)
 
 
 @triton.jit
@@ -94,28 +97,24 @@ def column_backward(
     column, exists = columns_of_program(vectors, V, BLOCK)
     channel = column // inner % channels
     weight = tl.load(weight_ptr + channel, exists).to(COMPUTE)
-    tile_sums = tl.zeros((ROWS, BLOCK), COMPUTE)
+    # A thread adds up the two vectors that it holds of a tile: half the accumulators.
+    HELD: tl.constexpr = 2 if ROWS > 1 else 1
+    tile_sums = tl.zeros((ROWS // HELD, BLOCK), COMPUTE)
     remainder_sums = tl.zeros((BLOCK,), COMPUTE)
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
         offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
-        x = tl.load(x_ptr + offsets, mask, 0.0).to(COMPUTE)
-        grad_y = tl.load(grad_y_ptr + offsets, mask, 0.0).to(COMPUTE)
-        if grad_x_ptr is not None:
-            tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight[None, :]), mask)
-        if grad_weight_ptr is not None:
-            tile_sums += prelu_grad_weight(grad_y, x)
+        shares = backward_tile(
+            grad_y_ptr, x_ptr, weight[None, :], grad_x_ptr, offsets, mask, COMPUTE
+        )
+        tile_sums += tl.sum(tl.reshape(shares, (HELD, ROWS // HELD, BLOCK)), axis=0)
 
     if REMAINDER:
         if row_split == row_splits - 1:
-            offsets = tl.cast(rows, tl.int64) * vectors * V + column
-            mask = column < remainder
-            x = tl.load(x_ptr + offsets, mask, 0.0).to(COMPUTE)
-            grad_y = tl.load(grad_y_ptr + offsets, mask, 0.0).to(COMPUTE)
-            if grad_x_ptr is not None:
-                tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight), mask)
-            if grad_weight_ptr is not None:
-                remainder_sums += prelu_grad_weight(grad_y, x)
+            offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
+            remainder_sums += backward_tile(
+                grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE
+            )
 
     if grad_weight_ptr is not None:
         grad_weight = tl.sum(tile_sums, axis=0)

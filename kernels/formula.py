@@ -1,6 +1,7 @@
-"""The formula of PReLU, once: every kernel calls it. The meaning is that of torch.nn.PReLU.
+"""The formula of PReLU, once, and a tile of it: what every kernel does between its addresses.
 
-The values arrive in the type the arithmetic is done in: float64 for float64 data, else float32.
+The meaning is that of torch.nn.PReLU. Arithmetic is in COMPUTE: float64 for float64 data, else
+float32; a store rounds once. A mask of None means that the whole tile exists.
 """
 
 import triton
@@ -23,3 +24,27 @@ def prelu_grad_x(grad_y, x, weight):
 def prelu_grad_weight(grad_y, x):
     """Gives one element's share of the slope gradient: 0 where x > 0, else grad_y * x."""
     return tl.where(x > 0, 0.0, grad_y * x)
+
+
+@triton.jit
+def load(pointers, mask, COMPUTE: tl.constexpr):
+    """Loads a tile, 0 where masked."""
+    values = tl.load(pointers) if mask is None else tl.load(pointers, mask, 0.0)
+    return values.to(COMPUTE)
+
+
+@triton.jit
+def forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE: tl.constexpr):
+    """Writes y of one tile."""
+    x = load(x_ptr + offsets, mask, COMPUTE)
+    tl.store(y_ptr + offsets, prelu(x, weight), mask)
+
+
+@triton.jit
+def backward_tile(grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE: tl.constexpr):
+    """Writes grad_x of one tile, unless its pointer is None; gives the shares of grad_weight."""
+    x = load(x_ptr + offsets, mask, COMPUTE)
+    grad_y = load(grad_y_ptr + offsets, mask, COMPUTE)
+    if grad_x_ptr is not None:
+        tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight), mask)
+    return prelu_grad_weight(grad_y, x)

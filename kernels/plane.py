@@ -1,9 +1,10 @@
 """Kernels for long rows of one slope each: a tile lies in one row, so its slope is a scalar.
 
 The data is `outer` x `channels` rows of `inner` elements; a shared slope makes it one single row.
-A row is read and written in aligned vectors of V elements (128 bits). Where `inner` is no multiple
-of V (EDGES), rows begin and end anywhere: the body runs between the row's first and last aligned
-offset, and one masked access takes the up to 2 * (V - 1) elements outside it.
+A row is read and written in aligned vectors of V elements (128 bits), in whole tiles and one masked
+tail. Where `inner` is no multiple of V (EDGES), rows begin and end anywhere: the body runs between
+the row's first and last aligned offset, and one masked access takes the up to 2 * (V - 1) elements
+outside it.
 
 Program (outer_split, channel, tile_split) walks the rows outer_split, outer_split + outer_splits,
 ... of its channel, and in each of them the tiles tile_split, tile_split + tile_splits, ...
@@ -12,7 +13,7 @@ Program (outer_split, channel, tile_split) walks the rows outer_split, outer_spl
 import triton
 import triton.language as tl
 
-from .formula import prelu, prelu_grad_weight, prelu_grad_x
+from .formula import backward_tile, forward_tile
 
 
 @triton.jit
@@ -29,12 +30,36 @@ def program():
 
 
 @triton.jit
-def row_bounds(n, channel, channels, inner, V: tl.constexpr):
-    """A row's first element, first aligned offset, last aligned offset and end."""
+def load_weight(weight_ptr, negative_slope, channel, COMPUTE: tl.constexpr):
+    """The row's slope: `negative_slope` where weight_ptr is None."""
+    if weight_ptr is None:
+        weight = tl.full((), negative_slope, COMPUTE)
+    else:
+        weight = tl.load(weight_ptr + channel).to(COMPUTE)
+    return weight
+
+
+@triton.jit
+def row_bounds(n, channel, channels, inner, V: tl.constexpr, BLOCK: tl.constexpr):
+    """A row's start, its body's start, the end of its whole tiles, its body's end, and its end."""
     start = (tl.cast(n, tl.int64) * channels + channel) * inner
     end = start + inner
     # The product with the constant V tells the compiler of the alignment.
-    return start, (start + V - 1) // V * V, end // V * V, end
+    body_start = (start + V - 1) // V * V
+    body_end = end // V * V
+    return start, body_start, body_start + (body_end - body_start) // BLOCK * BLOCK, body_end, end
+
+
+@triton.jit
+def owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK: tl.constexpr):
+    """Whether the tile after the whole ones is this program's."""
+    return (tiles_end - body_start) // BLOCK % tile_splits == tile_split
+
+
+@triton.jit
+def tile_offsets(tile, V: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile's offsets; without a mask, the compiler must be told of the alignment."""
+    return tl.multiple_of(tile + tl.arange(0, BLOCK), V)
 
 
 @triton.jit
@@ -46,6 +71,12 @@ def edge_offsets(start, body_start, body_end, end, V: tl.constexpr):
     after = tl.maximum(body_end, body_start) + lane - V
     offsets = tl.where(lane < V, before, after)
     return offsets, (offsets < end) & ((lane >= V) | (before < body_start))
+
+
+@triton.jit
+def sum_vectors(shares, V: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums each vector within its thread: one accumulator instead of V."""
+    return tl.sum(tl.reshape(shares, (BLOCK // V, V)), axis=1)
 
 
 @triton.jit
@@ -62,26 +93,26 @@ def plane_forward(
     BLOCK: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """Reads x once, writes y once. Where weight_ptr is None, `negative_slope` is the slope."""
+    """Reads x once, writes y once."""
     outer_split, channel, tile_split = program()
     tile_splits = tl.num_programs(1).to(tl.int64)
-    if weight_ptr is None:
-        weight = tl.full((), negative_slope, COMPUTE)
-    else:
-        weight = tl.load(weight_ptr + channel).to(COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
 
     for n in range(outer_split, outer, tl.num_programs(2)):
-        start, body_start, body_end, end = row_bounds(n, channel, channels, inner, V)
-        for tile in range(body_start + tile_split * BLOCK, body_end, tile_splits * BLOCK):
-            offsets = tile + tl.arange(0, BLOCK)
-            mask = offsets < body_end
-            x = tl.load(x_ptr + offsets, mask).to(COMPUTE)
-            tl.store(y_ptr + offsets, prelu(x, weight), mask)
+        start, body_start, tiles_end, body_end, end = row_bounds(
+            n, channel, channels, inner, V, BLOCK
+        )
+        for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
+            offsets = tile_offsets(tile, V, BLOCK)
+            forward_tile(x_ptr, weight, y_ptr, offsets, None, COMPUTE)
+        if tiles_end < body_end:
+            if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
+                offsets = tile_offsets(tiles_end, V, BLOCK)
+                forward_tile(x_ptr, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
         if EDGES:
             if tile_split == 0:
                 offsets, mask = edge_offsets(start, body_start, body_end, end, V)
-                x = tl.load(x_ptr + offsets, mask).to(COMPUTE)
-                tl.store(y_ptr + offsets, prelu(x, weight), mask)
+                forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE)
 
 
 @triton.jit
@@ -108,38 +139,37 @@ def plane_backward(
     """
     outer_split, channel, tile_split = program()
     tile_splits = tl.num_programs(1).to(tl.int64)
-    if weight_ptr is None:
-        weight = tl.full((), negative_slope, COMPUTE)
-    else:
-        weight = tl.load(weight_ptr + channel).to(COMPUTE)
-    body_sum = tl.zeros((BLOCK,), COMPUTE)
-    edge_sum = tl.zeros((2 * V,), COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
+    body_sums = tl.zeros((BLOCK // V,), COMPUTE)
+    edge_sums = tl.zeros((2 * V,), COMPUTE)
 
     for n in range(outer_split, outer, tl.num_programs(2)):
-        start, body_start, body_end, end = row_bounds(n, channel, channels, inner, V)
-        for tile in range(body_start + tile_split * BLOCK, body_end, tile_splits * BLOCK):
-            offsets = tile + tl.arange(0, BLOCK)
-            mask = offsets < body_end
-            x = tl.load(x_ptr + offsets, mask, 0.0).to(COMPUTE)
-            grad_y = tl.load(grad_y_ptr + offsets, mask, 0.0).to(COMPUTE)
-            if grad_x_ptr is not None:
-                tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight), mask)
-            if grad_weight_ptr is not None:
-                body_sum += prelu_grad_weight(grad_y, x)
+        start, body_start, tiles_end, body_end, end = row_bounds(
+            n, channel, channels, inner, V, BLOCK
+        )
+        for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
+            offsets = tile_offsets(tile, V, BLOCK)
+            shares = backward_tile(grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, None, COMPUTE)
+            body_sums += sum_vectors(shares, V, BLOCK)
+        if tiles_end < body_end:
+            if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
+                offsets = tile_offsets(tiles_end, V, BLOCK)
+                mask = offsets < body_end
+                shares = backward_tile(
+                    grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE
+                )
+                body_sums += sum_vectors(shares, V, BLOCK)
         if EDGES:
             if tile_split == 0:
                 offsets, mask = edge_offsets(start, body_start, body_end, end, V)
-                x = tl.load(x_ptr + offsets, mask, 0.0).to(COMPUTE)
-                grad_y = tl.load(grad_y_ptr + offsets, mask, 0.0).to(COMPUTE)
-                if grad_x_ptr is not None:
-                    tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight), mask)
-                if grad_weight_ptr is not None:
-                    edge_sum += prelu_grad_weight(grad_y, x)
+                edge_sums += backward_tile(
+                    grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE
+                )
 
     if grad_weight_ptr is not None:
-        total = tl.sum(body_sum)
+        total = tl.sum(body_sums)
         if EDGES:
-            total += tl.sum(edge_sum)
+            total += tl.sum(edge_sums)
         if ATOMIC:
             tl.atomic_add(grad_weight_ptr + channel, total, sem="relaxed")
         else:

@@ -91,10 +91,11 @@ def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
 @functools.cache
 def _gpu_rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
     properties = torch.get_device_module(device).get_device_properties(device)
-    multiprocessors = (
-        properties.multi_processor_count if device.type == "cuda" else properties.gpu_subslice_count
+    if device.type == "xpu":
+        return gpu_rules(properties.gpu_subslice_count, itemsize, backward)
+    return gpu_rules(
+        properties.multi_processor_count, itemsize, backward, warp_size=properties.warp_size
     )
-    return gpu_rules(multiprocessors, itemsize, backward)
 
 
 def _forward(

@@ -92,6 +92,8 @@ class Tile:
     size: int
     """Bytes of x."""
     num_warps: int
+    programs: int
+    """Programs beyond which work is split no further."""
     rows: int = 1
     """Rows of a column tile; the rest of its size is columns."""
 
@@ -104,8 +106,6 @@ class Rules:
     column: Tile
     column_rows: int
     """Rows that columns must have where rows are longer than a warp's access."""
-    programs: int
-    """Programs beyond which work is split no further."""
     partials: int
     """Partial sums beyond which columns are split no further."""
     atomic: bool = False
@@ -114,27 +114,26 @@ class Rules:
     """Force this kind of tile, for tests and benchmarks."""
 
 
-def gpu_rules(multiprocessors: int, itemsize: int, backward: bool) -> Rules:
-    """The rule table's row for a GPU: arithmetic, until a GPU has measured it.
+def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: int = 32) -> Rules:
+    """The rule table's row for a GPU: arithmetic and machine code, until a GPU has measured it.
 
-    A warp's 128-bit access is 512 bytes. Two a thread keep 64 KiB in flight on a multiprocessor of
-    2048 threads in float32; a 16-bit forward needs four for the same, and a 16-bit backward has
-    registers for one at full occupancy. The partial sums of columns are kept to 1 MiB,
-    so a backward column program is four times as large: few programs, as many bytes in flight.
-    With eight rows or more these sums, written and read, add under a tenth to the traffic.
-    Four waves of sixteen 4-warp programs even out their ends.
+    Two 128-bit accesses a thread keep 64 KiB or more in flight on a multiprocessor; a 16-bit
+    forward reaches 80 with four (benchmarks/machine_code.py). Plane programs are many waves, which
+    even out their ends. Column programs leave partial sums, kept to 1 MiB: narrow tiles of many
+    rows, and one wave of eight programs a multiprocessor, which its registers hold at once. With
+    eight rows or more these sums, written and read, add under a tenth to the traffic.
     """
-    access = 32 * VECTOR_BYTES
-    vectors = (1 if backward else 4) if itemsize == 2 else 2
+    vectors = 4 if itemsize == 2 and not backward else 2
+    size = vectors * 4 * warp_size * VECTOR_BYTES
+    if backward:
+        column = Tile(size, num_warps=4, programs=8 * multiprocessors, rows=8)
+    else:
+        rows = 4 if itemsize == 2 else 1
+        column = Tile(size, num_warps=4, programs=64 * multiprocessors, rows=rows)
     return Rules(
-        plane=Tile(size=vectors * 4 * access, num_warps=4),
-        column=(
-            Tile(size=2 * 16 * access, num_warps=16, rows=4)
-            if backward
-            else Tile(size=vectors * 4 * access, num_warps=4, rows=vectors)
-        ),
+        plane=Tile(size, num_warps=4, programs=64 * multiprocessors),
+        column=column,
         column_rows=8,
-        programs=multiprocessors * 16 * 4,
         partials=2**18 if backward else UNBOUNDED,
     )
 
@@ -142,8 +141,8 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool) -> Rules:
 def interpreter_rules(itemsize: int) -> Rules:
     """The rule table's row for Triton's interpreter, whose cost is per program, not per element."""
     # Triton's largest tile.
-    tile = Tile(size=2**20 * itemsize, num_warps=1)
-    return Rules(plane=tile, column=tile, column_rows=1, programs=1, partials=UNBOUNDED)
+    tile = Tile(size=2**20 * itemsize, num_warps=1, programs=1)
+    return Rules(plane=tile, column=tile, column_rows=1, partials=UNBOUNDED)
 
 
 @dataclass(frozen=True)
@@ -203,12 +202,12 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
 
 def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
     outer, channels, inner = view
-    block = min(rules.plane.size // itemsize, _next_power_of_2(inner))
+    vector = VECTOR_BYTES // itemsize
+    block = min(rules.plane.size // itemsize, max(vector, _next_power_of_2(inner)))
     tiles = _ceil_div(inner, block)
-    splits = rules.programs // channels
+    splits = rules.plane.programs // channels
     outer_splits = _even(outer, min(splits, GRID_LIMIT))
     tile_splits = _even(tiles, min(splits // outer_splits, GRID_LIMIT))
-    vector = VECTOR_BYTES // itemsize
     return Plan(
         kind=kind,
         view=view,
@@ -230,7 +229,7 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
     rows, left = divmod(outer, fold)
     steps = _ceil_div(rows, rules.column.rows)
     blocks = _ceil_div(columns, block)
-    splits = min(rules.programs // blocks, rules.partials // columns, GRID_LIMIT)
+    splits = min(rules.column.programs // blocks, rules.partials // columns, GRID_LIMIT)
     row_splits = _even(steps, splits)
     vector = VECTOR_BYTES // itemsize
     return Plan(

@@ -73,6 +73,7 @@ def test_inputs_of_other_kinds(function, x, words):
         function(x)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_quantised_and_nested_inputs():
     with pytest.raises(RuntimeError, match="got a nested tensor"):
         leaky_relu(torch.nested.nested_tensor([X[0], X[1]], layout=torch.jagged))

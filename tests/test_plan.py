@@ -195,4 +195,6 @@ def _forced(row, kind):
 
 
 def _few_programs():
-    return dataclasses.replace(rules(backward=True), programs=1)
+    row = rules(backward=True)
+    plane, column = (dataclasses.replace(tile, programs=1) for tile in (row.plane, row.column))
+    return dataclasses.replace(row, plane=plane, column=column)

@@ -1,0 +1,73 @@
+"""The machine code that a GPU would run, made and read where there is none."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
+if sys.platform != "linux":
+    pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
+
+TARGETS = ("sm_90", "gfx942")
+KINDS = {
+    "flat": "flat",
+    "flat-prime": "flat",
+    "plane": "plane",
+    "column-7x7": "column",
+    "column-channels-last": "column",
+    "column-folded": "column",
+    "odd-plane": "odd plane",
+}
+OPS = ("forward", "backward")
+DTYPES = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def reports():
+    # Kernels that were decorated under the interpreter cannot be compiled: hence a process.
+    environment = {name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.machine_code", "--json", "--case", *KINDS]
+    command += ["--target", *TARGETS, "--op", *OPS, "--dtype", *DTYPES]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return {
+        (one["target"], one["case"], one["op"], one["dtype"]): one
+        for one in json.loads(done.stdout)
+    }
+
+
+@pytest.fixture(params=itertools.product(TARGETS, KINDS, OPS, DTYPES), ids=" ".join)
+def report(reports, request):
+    return reports[request.param]
+
+
+def test_the_tile_is_of_the_kind_the_case_stands_for(report):
+    assert report["kind"] == KINDS[report["case"]]
+
+
+def test_hot_loops_access_128_bits_at_a_time(report):
+    assert report["loops"]
+    for loop in report["loops"]:
+        assert {*loop["load_bits"], *loop["store_bits"]} == {128}
+
+
+def test_hot_loops_load_every_input_and_store_every_output(report):
+    loads_per_store = 1 if report["op"] == "forward" else 2
+    for loop in report["loops"]:
+        assert len(loop["load_bits"]) == loads_per_store * len(loop["store_bits"])
+
+
+def test_nothing_spills(report):
+    assert report["spilled_bytes"] == 0
