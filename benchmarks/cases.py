@@ -93,7 +93,7 @@ class Case:
 
 
 CASES = (
-    Case("monai-vnet", (2, 32, 96, 96, 96), torch.float32, slope="shared"),
+    Case("monai-unet", (2, 32, 96, 96, 96), torch.float32, slope="shared"),
     Case("iresnet", (128, 64, 112, 112), torch.float16, slope_dtype=torch.float32),
     Case("real-esrgan", (8, 64, 360, 640), torch.bfloat16, layout="channels_last"),
     Case("iresnet-7x7", (256, 512, 7, 7), torch.float16),

@@ -262,8 +262,9 @@ def sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     Eight channels are one 32-byte sector of memory; 1024 terms a tile are 8 a thread.
     """
     splits, channels, inner = partials
-    channel_block = min(_next_power_of_2(channels), 2**10 if interpreted else 8)
-    term_block = min(_next_power_of_2(splits * inner), 1024 // channel_block)
+    tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
+    channel_block = min(_next_power_of_2(channels), widest)
+    term_block = min(_next_power_of_2(splits * inner), tile // channel_block)
     return Launch(
         grid=(_ceil_div(channels, channel_block),),
         num_warps=4,

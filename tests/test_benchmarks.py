@@ -102,7 +102,7 @@ def test_interpreted_kernels_are_not_timed(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "forward", "backward"),
     [
-        ("monai-vnet", 2 * 2 * 32 * 96**3 * 4, 3 * 2 * 32 * 96**3 * 4),
+        ("monai-unet", 2 * 2 * 32 * 96**3 * 4, 3 * 2 * 32 * 96**3 * 4),
         ("iresnet", 2 * 128 * 64 * 112**2 * 2, 3 * 128 * 64 * 112**2 * 2),
         ("real-esrgan", 2 * 8 * 64 * 360 * 640 * 2, 3 * 8 * 64 * 360 * 640 * 2),
         ("iresnet-7x7", 2 * 256 * 512 * 49 * 2, 3 * 256 * 512 * 49 * 2),
