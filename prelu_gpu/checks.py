@@ -13,9 +13,7 @@ _DTYPES = (*_HALF, torch.float32, torch.float64)
 
 
 def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
-    """Checks the arguments of `prelu`; gives the slope's dimension, None for a shared slope."""
-    _check_tensor("prelu", "input", 1, input)
-    _check_tensor("prelu", "weight", 2, weight)
+    """Checks that tensors suit each other; gives the slope's dimension, None for a shared slope."""
     if input.device != weight.device:
         raise RuntimeError(
             "prelu: Expected all tensors to be on the same device, but got input on "
@@ -52,7 +50,7 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
 
 def check_leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> None:
     """Checks the arguments of `leaky_relu`."""
-    _check_tensor("leaky_relu", "input", 1, input)
+    check_tensor("leaky_relu", "input", 1, input)
     if not isinstance(negative_slope, numbers.Real):
         raise TypeError(
             "leaky_relu(): argument 'negative_slope' (position 2) must be Number, not "
@@ -73,7 +71,8 @@ def check_leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> Non
         )
 
 
-def _check_tensor(function: str, name: str, position: int, value: Tensor) -> None:
+def check_tensor(function: str, name: str, position: int, value: Tensor) -> None:
+    """Checks that an argument is a tensor of a kind that is served."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}(): argument '{name}' (position {position}) must be Tensor, "

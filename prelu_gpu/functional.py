@@ -10,7 +10,7 @@ from torch.overrides import (
 
 from . import eager
 from .backend import WITHOUT_TRITON, Backend, backend
-from .checks import check_leaky_relu, check_prelu
+from .checks import check_leaky_relu, check_prelu, check_tensor
 
 if WITHOUT_TRITON is None:
     from . import launch
@@ -25,6 +25,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     from *Delving Deep into Rectifiers* (He et al., 2015, arXiv:1502.01852). Bit for bit the forward
     of :func:`torch.nn.functional.prelu`; the backward makes both gradients in one pass and sums the
     slope's in float32 (float64 for float64) before its one rounding.
+
+    Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is.
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
@@ -45,13 +47,16 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     """
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
-    channel_dim = check_prelu(input, weight, dim)
-    if backend(input.device) is Backend.EAGER or _is_transformed():
-        return eager.prelu(input, weight, channel_dim)
-    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        y: Tensor = PReLUFunction.apply(input, weight, channel_dim)  # type: ignore[no-untyped-call]
+    check_tensor("prelu", "input", 1, input)
+    check_tensor("prelu", "weight", 2, weight)
+    x, weight = _autocast(input, weight)
+    channel_dim = check_prelu(x, weight, dim)
+    if backend(x.device) is Backend.EAGER or _is_transformed():
+        return eager.prelu(x, weight, channel_dim)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return y
-    return launch.prelu_forward(input, weight, channel_dim)
+    return launch.prelu_forward(x, weight, channel_dim)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -87,6 +92,23 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         y: Tensor = LeakyReLUFunction.apply(input, float(negative_slope), inplace)  # type: ignore[no-untyped-call]
         return y
     return launch.leaky_relu_forward(input, float(negative_slope), inplace)
+
+
+def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The arguments as autocast wants them: prelu is on its lower-precision list."""
+    if not torch._C._is_any_autocast_enabled():
+        return x, weight
+    device_type = x.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(
+        device_type
+    ):
+        return x, weight
+    dtype = torch.get_autocast_dtype(device_type)
+    if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x = x.to(dtype)
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        weight = weight.to(dtype)
+    return x, weight
 
 
 def _is_transformed() -> bool:

@@ -123,6 +123,23 @@ def test_leaky_relu_in_place_backward_refuses_a_negative_slope_as_pytorch_does(x
             y.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=id_of)
+@pytest.mark.parametrize("given", [torch.float32, torch.float16, torch.bfloat16], ids=id_of)
+def test_autocast_casts_the_input_and_not_the_slope(dtype, given, x, weight):
+    x, weight = x.to(given).requires_grad_(), weight.requires_grad_()
+    with torch.autocast(x.device.type, dtype):
+        y = prelu(x, weight)
+        assert y.dtype == torch.prelu(x, weight).dtype == dtype
+        assert prelu(x, weight.half()).dtype == dtype
+        assert prelu(x.double(), weight.double()).dtype == torch.float64
+        assert prelu(torch.empty(2, 3, device="meta"), weight.to("meta")).dtype == torch.float32
+        assert leaky_relu(x).dtype == given
+    assert_same(y.detach(), prelu(x.detach().to(dtype), weight.detach()))
+    y.sum().backward()
+    assert x.grad.dtype == given
+    assert weight.grad.dtype == torch.float32
+
+
 def test_transforms_and_compiling_see_pytorchs_operators(x, weight):
     for function, reference in ((prelu, torch.prelu),):
         loss, expected = (lambda x, w, f=f: f(x, w).square().sum() for f in (function, reference))
