@@ -5,8 +5,17 @@ together.
 """
 
 from .functional import leaky_relu, prelu
-from .modules import LeakyReLU, PReLU
+from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 from .switch import accelerate, restore
 
-__all__ = ["LeakyReLU", "PReLU", "__version__", "accelerate", "leaky_relu", "prelu", "restore"]
+__all__ = [
+    "LeakyReLU",
+    "PReLU",
+    "SharedAxesPReLU",
+    "__version__",
+    "accelerate",
+    "leaky_relu",
+    "prelu",
+    "restore",
+]
 __version__ = "0.1.0"

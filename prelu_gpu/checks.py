@@ -25,6 +25,9 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "The weight has the input's dtype, or float32 beside a half-precision input: "
             "cast one with .to(dtype)."
         )
+    if broadcasts(input, weight):
+        _check_broadcast(input, weight)
+        return None
     if weight.numel() == 1:
         _check_weight_dim(weight)
         return None
@@ -46,6 +49,11 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
         )
     _check_weight_dim(weight)
     return channel_dim
+
+
+def broadcasts(input: Tensor, weight: Tensor) -> bool:
+    """Whether the slopes are of the input's rank, and so broadcast over it."""
+    return weight.dim() == input.dim() > 1
 
 
 def check_leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> None:
@@ -92,11 +100,23 @@ def check_tensor(function: str, name: str, position: int, value: Tensor) -> None
         )
 
 
+def _check_broadcast(input: Tensor, weight: Tensor) -> None:
+    for dim, (channels, slopes) in enumerate(zip(input.shape, weight.shape, strict=True)):
+        if slopes not in (1, channels):
+            raise RuntimeError(
+                f"prelu: The size of tensor weight ({slopes}) must match the size of tensor input "
+                f"({channels}) at non-singleton dimension {dim}. A weight of the input's rank has "
+                f"size 1 or the input's along each dimension; the input is {tuple(input.shape)}, "
+                f"the weight {tuple(weight.shape)}."
+            )
+
+
 def _check_weight_dim(weight: Tensor) -> None:
     if weight.dim() > 1:
         raise RuntimeError(
             "prelu: Expected `weight` to be a scalar or 1D tensor, but got: "
-            f"ndim = {weight.dim()}. Flatten it with .flatten()."
+            f"ndim = {weight.dim()}. Flatten it with .flatten(), or give it the input's rank, to "
+            "broadcast."
         )
 
 

@@ -13,11 +13,14 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
 
     Args:
         input: any shape.
-        weight: one slope, or one for each channel, in the input's dtype; beside a half-precision
-            input it may be float32, and then the arithmetic is too.
-        channel_dim: the dimension of the channels; None for one shared slope.
+        weight: one slope, or one for each channel, or slopes of the input's rank that broadcast;
+            in the input's dtype, or beside a half-precision input float32, as the arithmetic then.
+        channel_dim: the dimension of the channels; None for a shared slope and for broadcasting.
     """
     x = input.to(weight.dtype)
+    if weight.dim() > 1:
+        y: Tensor = torch.ops.aten._prelu_kernel(x, weight)
+        return y.to(input.dtype)
     if channel_dim is None:
         return torch.prelu(x, weight).to(input.dtype)
     y = torch.prelu(x.movedim(channel_dim, 1), weight)

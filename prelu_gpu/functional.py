@@ -1,5 +1,7 @@
 """The family as functions: checks, then the kernels or PyTorch's operators."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.overrides import (
@@ -11,6 +13,7 @@ from torch.overrides import (
 from . import eager
 from .backend import WITHOUT_TRITON, Backend, backend
 from .checks import check_leaky_relu, check_prelu, check_tensor
+from .plan import is_dense
 
 if WITHOUT_TRITON is None:
     from . import launch
@@ -30,8 +33,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
-        weight: one slope, shape ``()`` or ``(1,)``, or one for each channel, shape ``(C,)``; in the
-            input's dtype, or float32 beside a float16 or bfloat16 input.
+        weight: one slope, shape ``()`` or ``(1,)``; or one for each channel, shape ``(C,)``; or
+            slopes of the input's rank, two or more, that broadcast over it. In the input's dtype,
+            or float32 beside a float16 or bfloat16 input.
         dim: the dimension of the channels, where there is more than one slope. An input of fewer
             than two dimensions has one channel.
 
@@ -40,8 +44,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
 
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
-            channels, a weight of two dimensions or more, tensors on different devices, integer,
-            complex, sparse, quantised or nested tensors.
+            channels, a weight of another rank or that does not broadcast, tensors on different
+            devices, integer, complex, sparse, quantised or nested tensors.
         IndexError: ``dim`` out of range.
         TypeError: an argument that is not a tensor.
     """
@@ -53,6 +57,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     channel_dim = check_prelu(x, weight, dim)
     if backend(x.device) is Backend.EAGER or _is_transformed():
         return eager.prelu(x, weight, channel_dim)
+    if weight.dim() > 1 and weight.numel() != 1:
+        return _prelu_broadcast(x, weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return y
@@ -92,6 +98,31 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         y: Tensor = LeakyReLUFunction.apply(input, float(negative_slope), inplace)  # type: ignore[no-untyped-call]
         return y
     return launch.leaky_relu_forward(input, float(negative_slope), inplace)
+
+
+def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
+    """PReLU of slopes of x's rank: as slopes along one dimension, by views.
+
+    The dimensions that the slope varies over become one where they lie together in memory. Others
+    between them take the slope along too: a copy of it that is so much larger, and its gradient
+    summed once more.
+    """
+    if not is_dense(x.shape, x.stride()):
+        x = x.clone()
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)  # outermost first
+    x, weight = x.permute(order), weight.permute(order)
+    varying = [d for d, size in enumerate(weight.shape) if size != 1]
+    first, last = varying[0], varying[-1]
+    shape = x.shape[first : last + 1]
+    if math.prod(shape) != weight.numel():
+        # Summed in float32 and rounded once, as every slope gradient.
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        weight = weight.expand(*[-1] * first, *shape, *[-1] * (x.dim() - last - 1))
+    # A dimension in front: an input of one dimension has one channel.
+    merged = x.flatten(first, last).unsqueeze(0)
+    y = prelu(merged, weight.flatten(), dim=first + 1).view(x.shape)
+    return y.permute([order.index(d) for d in range(x.dim())])
 
 
 def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from .plan import (
     interpreter_rules,
     is_dense,
     plan,
+    same_layout,
     sum_plan,
     view,
 )
@@ -118,7 +119,7 @@ def _backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    if grad_y.stride() != x.stride():
+    if not same_layout(x.shape, x.stride(), grad_y.stride()):
         grad_y = torch.empty_like(x).copy_(grad_y)
     launch = _plan(x, channel_dim, backward=True)
     grad_x = torch.empty_like(x) if needs_x else None

@@ -1,5 +1,7 @@
 """The family as modules: torch.nn's own, with another forward."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,64 @@ class PReLU(nn.PReLU):
         """The arguments that were given."""
         shown = super().extra_repr()
         return shown if self.dim == 1 else f"{shown}, dim={self.dim}"
+
+
+class SharedAxesPReLU(nn.Module):
+    """Keras's PReLU: a slope for each position of the input, but shared along some axes.
+
+    Args:
+        input_shape: the input's shape without the batch.
+        shared_axes: the axes along which slopes are shared, counted as Keras does, with the batch
+            as 0; for pictures (batch, channels, height, width), [2, 3] makes one for each channel.
+        init: the slopes' first value.
+        device: of the slopes.
+        dtype: of the slopes.
+
+    Shape:
+        - input: ``(N, *input_shape)``
+        - output: the same, with the input's dtype and strides.
+
+    Attributes:
+        weight: the slopes, of shape `input_shape` with 1 along the shared axes; Keras's `alpha`.
+
+    The values are Keras's; its gradient at exactly 0 is 0, this one's that of PyTorch: the slope's
+    side. Slopes whose axes do not lie together in memory are copied on every call, along what lies
+    between them. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis that is
+    not there.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        shared_axes: Sequence[int] | None = None,
+        init: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shared_axes = None if shared_axes is None else list(shared_axes)
+        shape = list(input_shape)
+        for axis in self.shared_axes or ():
+            if not 1 <= axis <= len(shape):
+                raise ValueError(
+                    f"SharedAxesPReLU: shared_axes of an input_shape {tuple(input_shape)} are from "
+                    f"1 to {len(shape)}, the batch being 0; got {axis}"
+                )
+            shape[axis - 1] = 1
+        self.weight = nn.Parameter(torch.full(shape, init, device=device, dtype=dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Applies PReLU."""
+        if isinstance(input, Tensor) and input.dim() != self.weight.dim() + 1:
+            raise RuntimeError(
+                f"SharedAxesPReLU: expected an input of {self.weight.dim() + 1} dimensions, the "
+                f"batch and the slopes' {tuple(self.weight.shape)}; got one of shape {tuple(input.shape)}"
+            )
+        return prelu(input, self.weight.unsqueeze(0))
+
+    def extra_repr(self) -> str:
+        """The arguments that were given."""
+        return f"{tuple(self.weight.shape)}, shared_axes={self.shared_axes}"
 
 
 class LeakyReLU(nn.LeakyReLU):

@@ -70,6 +70,12 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=4096)
+def same_layout(shape: tuple[int, ...], stride: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two tensors of one shape lie alike in memory; a dimension of size 1 has no say."""
+    return all(size == 1 or a == b for size, a, b in zip(shape, stride, other, strict=True))
+
+
 def view(shape: Sequence[int], stride: Sequence[int], channel_dim: int | None) -> View:
     """The view of a non-overlapping, dense, non-empty tensor.
 

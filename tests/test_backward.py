@@ -186,6 +186,16 @@ def test_leaky_relu_gradient_bit_for_bit(dtype, slope, inplace, device, force):
     assert_same(*grads)
 
 
+def test_a_gradient_that_lies_alike_is_not_copied(device, guarded_allocations):
+    x = randn((6, 3, 1, 1), torch.float32, device).requires_grad_()
+    y = prelu(x, randn((3,), torch.float32, device, seed=1))
+    grad_y = torch.ones_like(x).contiguous(memory_format=torch.channels_last)
+    grad_y = grad_y.as_strided(x.shape, (3, 1, 777, 3))
+    guarded_allocations.buffers.clear()
+    y.backward(grad_y)
+    assert len(guarded_allocations.buffers) == 1
+
+
 def test_gradient_with_foreign_dim(device):
     x = randn((2, 3, 4), torch.float32, device)
     weight = randn((4,), torch.float32, device, seed=1)
