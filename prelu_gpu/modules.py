@@ -104,7 +104,7 @@ class SharedAxesPReLU(nn.Module):
         if isinstance(input, Tensor) and input.dim() != self.weight.dim() + 1:
             raise RuntimeError(
                 f"SharedAxesPReLU: expected an input of {self.weight.dim() + 1} dimensions, the "
-                f"batch and the slopes' {tuple(self.weight.shape)}; got one of shape {tuple(input.shape)}"
+                f"batch and the slopes' {tuple(self.weight.shape)}; got shape {tuple(input.shape)}"
             )
         return prelu(input, self.weight.unsqueeze(0))
 
