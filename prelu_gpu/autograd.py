@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import eager, launch
+from .backend import is_batched, is_plain
 
 
 class PReLUFunction(torch.autograd.Function):
@@ -20,12 +21,11 @@ class PReLUFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Runs the backward kernel for the gradients that are needed.
-
-        With create_graph=True the gradients must be differentiable: PyTorch's operators.
-        """
-        prelu_backward = eager.prelu_backward if torch.is_grad_enabled() else launch.prelu_backward
+        """Runs the backward kernel for the gradients that are needed."""
         x, weight = ctx.saved_tensors
+        prelu_backward = (
+            launch.prelu_backward if _by_kernel(grad_y, x, weight) else eager.prelu_backward
+        )
         needs = ctx.needs_input_grad[:2]
         return *prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
 
@@ -45,11 +45,21 @@ class LeakyReLUFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
-        """Runs the backward kernel; with create_graph=True PyTorch's operator."""
+        """Runs the backward kernel."""
         (saved,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or (ctx.inplace and ctx.negative_slope < 0):
-            # PyTorch's operator also has the error for a negative slope in place.
-            grad_x = eager.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace)
-        else:
+        # PyTorch's operator has the error for a negative slope in place.
+        refused = ctx.inplace and ctx.negative_slope < 0
+        if _by_kernel(grad_y, saved) and not refused:
             grad_x = launch.leaky_relu_backward(grad_y, saved, ctx.negative_slope)
+        else:
+            grad_x = eager.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace)
         return grad_x, None, None
+
+
+def _by_kernel(grad_y: Tensor, *saved: Tensor) -> bool:
+    """Whether the backward may be a kernel's.
+
+    With create_graph=True the gradients must be differentiable, and batched gradients have no
+    memory of their own: PyTorch's operators.
+    """
+    return not torch.is_grad_enabled() and is_plain(grad_y, *saved) and not is_batched(grad_y)

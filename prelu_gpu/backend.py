@@ -1,8 +1,9 @@
-"""Which backend serves a tensor's device."""
+"""Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
 
 import torch
+from torch import Tensor, nn
 
 try:
     import triton
@@ -15,6 +16,9 @@ else:
     """Whether TRITON_INTERPRET=1 was set at import: kernels run on the CPU, for tests."""
 
 KERNEL_DEVICES = ("cuda", "xpu")
+
+_PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
+_BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 class Backend(enum.Enum):
@@ -41,3 +45,24 @@ def reason(device: torch.device) -> str:
     if INTERPRETED:
         return "TRITON_INTERPRET=1 was set at import"
     return "" if device.type in KERNEL_DEVICES else f"Triton has no kernels for {device.type}"
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether nothing but plain execution sees a call.
+
+    Compilers, tracers, transforms, modes and tensor subclasses must see PyTorch's operators: the
+    memory behind their tensors is not what a kernel may read, or not there at all.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(tensor) not in _PLAIN_TYPES for tensor in tensors)
+    )
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether torch.autograd.grad(..., is_grads_batched=True) made a gradient."""
+    return torch._C._dispatch_keys(tensor).has(_BATCHED)

@@ -3,13 +3,16 @@
 The words are PyTorch's where it has some, followed by what to do.
 """
 
+import math
 import numbers
+import operator
 
 import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALF, torch.float32, torch.float64)
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
@@ -36,16 +39,18 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "prelu: Not allow zero-dim input tensor. "
             f"A weight of {weight.numel()} slopes needs an input with a channel dimension."
         )
+    mismatch = (
+        "prelu: Mismatch of parameter numbers and input channel size. Found parameter numbers = "
+        f"{weight.numel()} and channel size = "
+    )
     if input.dim() == 1:
-        channel_dim, channels = 0, 1
-    else:
-        channel_dim = _wrap_dim(dim, input.dim())
-        channels = input.shape[channel_dim]
+        raise RuntimeError(f"{mismatch}1. An input of fewer than two dimensions has one channel.")
+    channel_dim = _wrap_dim(dim, input.dim())
+    channels = input.shape[channel_dim]
     if channels != weight.numel():
         raise RuntimeError(
-            "prelu: Mismatch of parameter numbers and input channel size. Found parameter numbers "
-            f"= {weight.numel()} and channel size = {channels}. Channels are along dim {dim} of "
-            f"the input of shape {tuple(input.shape)}; another one is chosen with dim=."
+            f"{mismatch}{channels}. Channels are along dim {dim} of the input of shape "
+            f"{tuple(input.shape)}; another one is chosen with dim=."
         )
     _check_weight_dim(weight)
     return channel_dim
@@ -56,27 +61,20 @@ def broadcasts(input: Tensor, weight: Tensor) -> bool:
     return weight.dim() == input.dim() > 1
 
 
-def check_leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> None:
-    """Checks the arguments of `leaky_relu`."""
-    check_tensor("leaky_relu", "input", 1, input)
+def check_negative_slope(input: Tensor, negative_slope: float) -> float:
+    """Checks the slope of `leaky_relu`, and gives it as a float."""
     if not isinstance(negative_slope, numbers.Real):
         raise TypeError(
             "leaky_relu(): argument 'negative_slope' (position 2) must be Number, not "
             f"{type(negative_slope).__name__}. Slopes in a tensor are prelu's."
         )
-    if not inplace:
-        return
-    if torch.is_grad_enabled() and input.requires_grad and (input.is_leaf or _views_leaf(input)):
-        kind = "leaf" if input.is_leaf else "view of a leaf"
+    slope = float(negative_slope)
+    if input.dtype != torch.float64 and _FLOAT32_MAX < abs(slope) < math.inf:
         raise RuntimeError(
-            f"a {kind} Variable that requires grad is being used in an in-place operation. "
-            "Call leaky_relu with inplace=False."
+            "leaky_relu: value cannot be converted to type float without overflow. Got "
+            f"negative_slope={slope}; up to {_FLOAT32_MAX} is allowed, or more with float64 input."
         )
-    if torch._debug_has_internal_overlap(input) == 1:
-        raise RuntimeError(
-            "unsupported operation: more than one element of the written-to tensor refers to a "
-            "single memory location. Please clone() the tensor before performing the operation."
-        )
+    return slope
 
 
 def check_tensor(function: str, name: str, position: int, value: Tensor) -> None:
@@ -121,16 +119,16 @@ def _check_weight_dim(weight: Tensor) -> None:
 
 
 def _wrap_dim(dim: int, ndim: int) -> int:
+    try:
+        dim = operator.index(dim)
+    except TypeError:
+        raise TypeError(f"prelu(): argument 'dim' must be int, not {type(dim).__name__}") from None
     if not -ndim <= dim < ndim:
         raise IndexError(
             f"Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], "
             f"but got {dim})"
         )
     return dim % ndim
-
-
-def _views_leaf(input: Tensor) -> bool:
-    return input._is_view() and input._base is not None and input._base.is_leaf
 
 
 def _name(tensor: Tensor) -> str:

@@ -35,11 +35,13 @@ def prelu_backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the input and of the weight that can be differentiated again."""
-    with torch.enable_grad():
-        y = prelu(input, weight, channel_dim)
-    wanted = [tensor for tensor, need in zip((input, weight), needs, strict=True) if need]
-    grads = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
-    return next(grads) if needs[0] else None, next(grads) if needs[1] else None
+    slopes = weight
+    if channel_dim is not None:
+        slopes = weight.view([-1 if d == channel_dim else 1 for d in range(input.dim())])
+    x, wide_grad_y = input.to(weight.dtype), grad_y.to(weight.dtype)
+    grad_x, shares = torch.ops.aten._prelu_kernel_backward(wide_grad_y, x, slopes)
+    grad_weight = shares.sum_to_size(slopes.shape).reshape(weight.shape)
+    return grad_x.to(input.dtype) if needs[0] else None, grad_weight if needs[1] else None
 
 
 def leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> Tensor:

@@ -11,8 +11,8 @@ from torch.overrides import (
 )
 
 from . import eager
-from .backend import WITHOUT_TRITON, Backend, backend
-from .checks import check_leaky_relu, check_prelu, check_tensor
+from .backend import WITHOUT_TRITON, Backend, backend, is_plain
+from .checks import check_negative_slope, check_prelu, check_tensor
 from .plan import is_dense
 
 if WITHOUT_TRITON is None:
@@ -40,14 +40,14 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
             than two dimensions has one channel.
 
     Returns:
-        Shape ``(*)``, with the input's dtype and strides.
+        Shape ``(*)``, with the input's dtype and, of a dense input, its strides.
 
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
             channels, a weight of another rank or that does not broadcast, tensors on different
             devices, integer, complex, sparse, quantised or nested tensors.
-        IndexError: ``dim`` out of range.
-        TypeError: an argument that is not a tensor.
+        IndexError: ``dim`` out of range, where there is more than one slope.
+        TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
@@ -55,7 +55,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     check_tensor("prelu", "weight", 2, weight)
     x, weight = _autocast(input, weight)
     channel_dim = check_prelu(x, weight, dim)
-    if backend(x.device) is Backend.EAGER or _is_transformed():
+    if backend(x.device) is Backend.EAGER or not is_plain(x, weight):
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
         return _prelu_broadcast(x, weight)
@@ -83,21 +83,38 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         Shape ``(*)``, with the input's dtype and strides; ``input`` itself if ``inplace``.
 
     Raises:
-        RuntimeError: integer, complex, sparse, quantised or nested input; in place, an input that
-            is a leaf which requires grad, or that overlaps itself in memory.
+        RuntimeError: integer, complex, sparse, quantised or nested input; a slope beyond float32's
+            range for an input that is not float64; in place, what PyTorch refuses to write: a leaf
+            that requires grad, memory that overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
-    check_leaky_relu(input, negative_slope, inplace)
-    if backend(input.device) is Backend.EAGER or _is_transformed():
-        return eager.leaky_relu(input, negative_slope, inplace)
+    check_tensor("leaky_relu", "input", 1, input)
+    slope = check_negative_slope(input, negative_slope)
+    if backend(input.device) is Backend.EAGER or not is_plain(input):
+        return eager.leaky_relu(input, slope, inplace)
+    if inplace and not _may_write(input):
+        return eager.leaky_relu(input, slope, inplace)
     if torch.is_grad_enabled() and input.requires_grad:
-        y: Tensor = LeakyReLUFunction.apply(input, float(negative_slope), inplace)  # type: ignore[no-untyped-call]
+        y: Tensor = LeakyReLUFunction.apply(input, slope, inplace)  # type: ignore[no-untyped-call]
         return y
-    return launch.leaky_relu_forward(input, float(negative_slope), inplace)
+    return launch.leaky_relu_forward(input, slope, inplace)
+
+
+def _may_write(x: Tensor) -> bool:
+    """Whether a kernel may write into x; where not, PyTorch's operator does, or says why not.
+
+    It refuses leaves, some views and inference tensors, and reaches through slices.
+    """
+    return (
+        is_dense(x.shape, x.stride())
+        and not x.is_neg()
+        and (torch.is_inference_mode_enabled() or not x.is_inference())
+        and not (torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()))
+    )
 
 
 def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
@@ -140,13 +157,3 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.dtype in (torch.float16, torch.bfloat16):
         weight = weight.to(dtype)
     return x, weight
-
-
-def _is_transformed() -> bool:
-    """Whether something other than plain execution sees the call, so that it must see operators."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-    )

@@ -6,6 +6,7 @@ Arguments are taken as checked (checks.py), non-differentiable, on a device with
 import contextlib
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from .plan import (
     view,
 )
 
+_INTERPRETER = threading.Lock()
+
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     """Y of PReLU, with the strides of x."""
@@ -37,19 +40,20 @@ def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
         return torch.empty_like(x)
     x = _dense(x)
     y = torch.empty_like(x)
-    _forward(x, weight.contiguous(), 0.0, y, channel_dim)
+    _forward(x, _slopes(weight), 0.0, y, channel_dim)
     return y
 
 
 def leaky_relu_forward(x: Tensor, negative_slope: float, inplace: bool) -> Tensor:
-    """Y of Leaky ReLU, with the strides of x; `inplace` writes it into x."""
+    """Y of Leaky ReLU, with the strides of x; `inplace` writes it into x, which is dense."""
     if x.numel() == 0:
         return x if inplace else torch.empty_like(x)
-    dense = _dense(x)
-    y = dense if inplace else torch.empty_like(dense)
-    _forward(dense, None, negative_slope, y, None)
-    if inplace and dense is not x:
-        y = x.copy_(y)
+    x = _dense(x)
+    y = x if inplace else torch.empty_like(x)
+    _forward(x, None, negative_slope, y, None)
+    if inplace:
+        # Autograd learns here that what it saved of x has changed.
+        torch.autograd.graph.increment_version(x)
     return y
 
 
@@ -67,7 +71,7 @@ def prelu_backward(
             torch.zeros_like(weight) if needs[1] else None,
         )
     x = _dense(x)
-    return _backward(grad_y, x, weight.contiguous(), 0.0, channel_dim, *needs)
+    return _backward(grad_y, x, _slopes(weight), 0.0, channel_dim, *needs)
 
 
 def leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) -> Tensor:
@@ -119,6 +123,7 @@ def _backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
+    grad_y = grad_y.resolve_neg()
     if not same_layout(x.shape, x.stride(), grad_y.stride()):
         grad_y = torch.empty_like(x).copy_(grad_y)
     launch = _plan(x, channel_dim, backward=True)
@@ -193,8 +198,9 @@ def _interpret(
         return value.float() if is_bfloat16 else value
 
     results = [staged(output) for output in outputs]
-    # NumPy warns of infinities and NaN, which a GPU computes like other values.
-    with numpy.errstate(all="ignore"):
+    # NumPy warns of infinities and NaN, which a GPU computes like other values. The interpreter
+    # keeps the program it runs in global variables.
+    with _INTERPRETER, numpy.errstate(all="ignore"):
         kernel[launch.grid](
             *map(staged, inputs), *results, **launch.sizes, **launch.constants, **constants
         )
@@ -210,8 +216,17 @@ def _plan(x: Tensor, channel_dim: int | None, backward: bool) -> Plan:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x` itself, or one dense copy of it where elements overlap or leave gaps."""
+    """`x` itself, or one dense copy of it where elements overlap or leave gaps.
+
+    A tensor with the negative bit, as the imaginary part of a conjugate, is copied too: its memory
+    holds the other sign.
+    """
+    x = x.resolve_neg()
     return x if is_dense(x.shape, x.stride()) else x.clone()
+
+
+def _slopes(weight: Tensor) -> Tensor:
+    return weight.resolve_neg().contiguous()
 
 
 def _compute(x: Tensor) -> Any:
