@@ -196,7 +196,7 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
         return Kind.FLAT
     if view.inner % vector == 0 and view.inner >= PLANE_FILL * rules.plane.size / itemsize:
         return Kind.PLANE
-    fold, _ = _fold(view, itemsize, rules)
+    fold, _, _ = _fold(view, itemsize, rules)
     columns = fold * view.channels * view.inner
     if view.inner == 1 and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
@@ -228,7 +228,7 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
 
 def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
     outer, channels, inner = view
-    fold, block = _fold(view, itemsize, rules)
+    fold, vector, block = _fold(view, itemsize, rules)
     columns = fold * channels * inner
     if columns >= COLUMNS_LIMIT:
         raise ValueError(f"columns are numbered in 32 bits, got {columns} of them")
@@ -237,7 +237,6 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
     blocks = _ceil_div(columns, block)
     splits = min(rules.column.programs // blocks, rules.partials // columns, GRID_LIMIT)
     row_splits = _even(steps, splits)
-    vector = VECTOR_BYTES // itemsize
     return Plan(
         kind=Kind.COLUMN,
         view=view,
@@ -279,19 +278,24 @@ def sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     )
 
 
-def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int]:
-    """Outer positions that make one row of columns, and the columns of a tile.
+def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
+    """Outer positions that make one row of columns, elements of a vector, columns of a tile.
 
-    The fewest positions that make whole vectors and fill their tiles; where `outer` holds too few
-    for that, all that make whole vectors.
+    The fewest positions that make whole vectors and fill their tiles. Where `outer` holds too few
+    for whole vectors, or their partial sums were too many though a single row of columns is the
+    slope itself, vectors are narrower.
     """
     row = view.channels * view.inner
-    vector = VECTOR_BYTES // itemsize
-    step = vector // math.gcd(row, vector)
+    whole = VECTOR_BYTES // itemsize
+    unfolded = math.gcd(row, whole)
+    vector = min(whole, unfolded * _next_power_of_2(view.outer + 1) // 2)
+    if view.inner == 1 and vector // unfolded * row > rules.partials:
+        vector = unfolded
+    step = vector // unfolded
     block = min(
         rules.column.size // itemsize // rules.column.rows, _next_power_of_2(view.outer * row)
     )
-    fold = max(step, view.outer // step * step)
+    fold = view.outer // step * step
     # Rows of 1 / (1 - FULL_TILE) tiles are full whatever their length.
     for tiles in range(1, 21):
         narrow = _ceil_div(math.ceil(FULL_TILE * tiles * block), row * step) * step
@@ -300,7 +304,7 @@ def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int]:
         if narrow * row <= tiles * block or tiles == 20:
             fold = narrow
             break
-    return fold, min(block, _next_power_of_2(fold * row))
+    return fold, vector, min(block, _next_power_of_2(fold * row))
 
 
 def _even(steps: int, splits: int) -> int:

@@ -1,11 +1,12 @@
 """The switch for models that exist: torch.nn's modules to ours and back, in place."""
 
 import logging
+from collections.abc import Iterator
 from typing import TypeVar
 
 from torch import nn
 
-from .modules import LeakyReLU, PReLU
+from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 
 logger = logging.getLogger("prelu_gpu")
 
@@ -18,10 +19,11 @@ def accelerate(model: Model) -> Model:
     """Makes every :class:`torch.nn.PReLU` in `model` run on the fused kernels, in place.
 
     A module changes its class and nothing else: its Parameters, hooks, name and every reference to
-    it stay, `model` itself included if it is one. Left as they are: subclasses of torch.nn.PReLU,
-    whose forward may differ (a warning of the logger "prelu_gpu" names them), and
-    torch.nn.LeakyReLU, which PyTorch already runs in vectorised kernels. The logger tells at level
-    INFO what was swapped. :func:`restore` undoes it.
+    it stay, `model` itself included if it is one. Left as they are, and named by a warning of the
+    logger "prelu_gpu": subclasses of torch.nn.PReLU, whose forward may differ, and modules with an
+    attribute `forward` or `dim` of their own. Left too: torch.nn.LeakyReLU, which PyTorch already
+    runs in vectorised kernels. The logger tells at level INFO what was swapped. :func:`restore`
+    undoes it.
 
     Args:
         model: any module; one without PReLU is only warned of.
@@ -33,21 +35,22 @@ def accelerate(model: Model) -> Model:
         TypeError: `model` is not a module.
     """
     _check("accelerate", model)
-    swapped, left = [], []
-    for name, module in model.named_modules():
-        if type(module) is nn.PReLU:
-            module.__class__ = PReLU
-            swapped.append(name)
-        elif isinstance(module, nn.PReLU) and not isinstance(module, PReLU):
-            left.append(f"{name or 'the model itself'} ({type(module).__name__})")
-    logger.info("accelerate: %d of torch.nn.PReLU swapped: %s", len(swapped), ", ".join(swapped))
+    swapped, left, done = [], [], False
+    for name, module in _named_modules(model):
+        if isinstance(module, PReLU):
+            done = True
+        elif isinstance(module, nn.PReLU):
+            reason = _own(module, nn.PReLU)
+            if reason is None:
+                module.__class__ = PReLU
+                swapped.append(name)
+            else:
+                left.append(f"{name} ({reason})")
+    if swapped:
+        logger.info("accelerate: %d torch.nn.PReLU swapped: %s", len(swapped), ", ".join(swapped))
     if left:
-        logger.warning(
-            "accelerate: left as they are, being subclasses of torch.nn.PReLU whose forward may "
-            "differ: %s",
-            ", ".join(left),
-        )
-    if not swapped and not left and not any(isinstance(m, PReLU) for m in model.modules()):
+        logger.warning("accelerate: left as they are: %s", ", ".join(left))
+    if not (swapped or left or done):
         logger.warning("accelerate: no torch.nn.PReLU in %s", type(model).__name__)
     return model
 
@@ -55,8 +58,9 @@ def accelerate(model: Model) -> Model:
 def restore(model: Model) -> Model:
     """Turns every prelu_gpu module in `model` into torch.nn's, in place; undoes `accelerate`.
 
-    A :class:`prelu_gpu.PReLU` with `dim` other than 1 stays, because torch.nn.PReLU has no such
-    option; a warning of the logger "prelu_gpu" names it.
+    Left as they are, and named by a warning of the logger "prelu_gpu": a :class:`prelu_gpu.PReLU`
+    with `dim` other than 1, an option that torch.nn.PReLU has not, subclasses, modules with an
+    attribute `forward` of their own, and :class:`prelu_gpu.SharedAxesPReLU`.
 
     Args:
         model: any module.
@@ -69,19 +73,32 @@ def restore(model: Model) -> Model:
     """
     _check("restore", model)
     left = []
-    for name, module in model.named_modules():
-        original = _ORIGINALS.get(type(module))
-        if original is None:
-            continue
-        if getattr(module, "dim", 1) == 1:
-            module.__class__ = original
-        else:
-            left.append(f"{name or 'the model itself'} (dim={module.dim})")
+    for name, module in _named_modules(model):
+        for ours, original in _ORIGINALS.items():
+            if isinstance(module, ours):
+                reason = _own(module, ours)
+                if reason is None:
+                    module.__class__ = original
+                else:
+                    left.append(f"{name} ({reason})")
+        if isinstance(module, SharedAxesPReLU):
+            left.append(f"{name} (SharedAxesPReLU)")
     if left:
-        logger.warning(
-            "restore: left as they are, torch.nn.PReLU having only dim=1: %s", ", ".join(left)
-        )
+        logger.warning("restore: left as they are: %s", ", ".join(left))
     return model
+
+
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        yield name or "the model itself", module
+
+
+def _own(module: nn.Module, plain: type[nn.Module]) -> str | None:
+    """What a module has of its own beside the class `plain`, in a few words; None if nothing."""
+    if type(module) is not plain:
+        return f"{type(module).__name__}, a subclass whose forward may differ"
+    own = [attribute for attribute in ("forward", "dim") if attribute in vars(module)]
+    return f"with its own {' and '.join(own)}" if own else None
 
 
 def _check(function: str, model: object) -> None:

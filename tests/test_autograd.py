@@ -1,7 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import MARGIN
 from reference import assert_same, eager_backward, exact_grad_weight, id_of, randn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 
 from prelu_gpu import leaky_relu, prelu
 from prelu_gpu.plan import Kind
@@ -36,7 +40,7 @@ def test_only_the_gradients_that_are_needed(kind, atomic, x, weight, launches, f
     launches.clear()
     y.backward(grad_y)
     torch.testing.assert_close(weight.grad, grad_weight)
-    assert launches == [backward] if atomic else [backward, "sum_partials"]
+    assert launches == ([backward] if atomic else [backward, "sum_partials"])
 
 
 def test_an_input_without_gradient_allocates_none(device, weight, force, guarded_allocations):
@@ -140,18 +144,121 @@ def test_autocast_casts_the_input_and_not_the_slope(dtype, given, x, weight):
     assert weight.grad.dtype == torch.float32
 
 
-def test_transforms_and_compiling_see_pytorchs_operators(x, weight):
-    for function, reference in ((prelu, torch.prelu),):
-        loss, expected = (lambda x, w, f=f: f(x, w).square().sum() for f in (function, reference))
-        ours, theirs = (torch.func.grad(f, (0, 1))(x, weight) for f in (loss, expected))
-        torch.testing.assert_close(ours, theirs)
-        torch.testing.assert_close(
-            torch.vmap(function, (0, None))(x.unsqueeze(1), weight),
-            torch.vmap(reference, (0, None))(x.unsqueeze(1), weight),
+def test_writing_in_place_is_seen_by_autograd(device):
+    x = randn((4, 3), torch.float32, device)
+    factor = randn((4, 3), torch.float32, device, seed=1).requires_grad_()
+    for mode in (torch.enable_grad, torch.no_grad):
+        y = factor * x
+        with mode():
+            leaky_relu(x, 0.1, inplace=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_a_leaf_may_be_written_without_grad(device):
+    leaf = torch.full((3,), -1.0, device=device, requires_grad=True)
+    with torch.no_grad():
+        assert leaky_relu(leaf, 0.5, inplace=True) is leaf
+    assert leaf.tolist() == [-0.5] * 3
+
+
+def leaky(x, weight):
+    return leaky_relu(x, 0.2) * weight.sum()
+
+
+def torch_leaky(x, weight):
+    return torch.nn.functional.leaky_relu(x, 0.2) * weight.sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "reference"),
+    [(prelu, torch.prelu), (leaky, torch_leaky)],
+    ids=["prelu", "leaky_relu"],
+)
+class TestWhatSeesPyTorchsOperators:
+    def test_func_transforms(self, function, reference, x, weight):
+        given, expected = (
+            torch.func.grad(lambda x, w, f=f: f(x, w).square().sum(), (0, 1))(x, weight)
+            for f in (function, reference)
         )
-        torch.testing.assert_close(
-            torch.func.jvp(function, (x, weight), (x, weight)),
-            torch.func.jvp(reference, (x, weight), (x, weight)),
+        torch.testing.assert_close(given, expected)
+        for transform in (
+            lambda f: torch.vmap(f, (0, None))(x.unsqueeze(1), weight),
+            lambda f: torch.func.jvp(f, (x, weight), (x, weight)),
+            lambda f: torch.func.jacrev(lambda x: f(x, weight).sum((0, 2)))(x),
+        ):
+            torch.testing.assert_close(transform(function), transform(reference))
+
+    def test_forward_mode(self, function, reference, x, weight):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            tangents = [
+                torch.autograd.forward_ad.unpack_dual(f(dual, weight)).tangent
+                for f in (function, reference)
+            ]
+        torch.testing.assert_close(*tangents)
+
+    def test_forward_mode_over_a_backward(self, function, reference, x, weight):
+        tangents = []
+        for f in (function, reference):
+            y = f(x.requires_grad_(), weight)
+            with torch.autograd.forward_ad.dual_level():
+                grad_y = torch.autograd.forward_ad.make_dual(torch.ones_like(y), y.detach())
+                (grad_x,) = torch.autograd.grad(y, x, grad_y)
+                tangents.append(torch.autograd.forward_ad.unpack_dual(grad_x).tangent)
+        torch.testing.assert_close(*tangents)
+
+    def test_batched_gradients(self, function, reference, device):
+        x, weight = randn((2, 3), torch.float32, device), torch.ones(3, device=device)
+        given, expected = (
+            torch.autograd.functional.jacobian(f, (x, weight), vectorize=True)
+            for f in (function, reference)
         )
-    compiled = torch.compile(prelu, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, weight), torch.prelu(x, weight))
+        torch.testing.assert_close(given, expected)
+
+    def test_compile(self, function, reference, x, weight):
+        compiled = torch.compile(function, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, weight), reference(x, weight))
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+    def test_jit_trace(self, function, reference, x, weight):
+        traced = torch.jit.trace(function, (x, weight))
+        assert "PythonOp" not in str(traced.graph)
+        torch.testing.assert_close(traced(2 * x, weight), reference(2 * x, weight))
+
+    @pytest.mark.parametrize("mode", ["real", "fake"])
+    def test_make_fx(self, function, reference, mode, x, weight):
+        graph = make_fx(lambda x, w: function(x, w), tracing_mode=mode)(x, weight)
+        torch.testing.assert_close(graph(2 * x, weight), reference(2 * x, weight))
+
+    def test_tensor_subclasses_without_torch_function(self, function, reference, x, weight):
+        given, expected = (f(TwoTensor(x, 2 * x), weight) for f in (function, reference))
+        torch.testing.assert_close(given.a, expected.a)
+        torch.testing.assert_close(given.b, expected.b)
+
+
+def test_fx_keeps_our_functions_and_their_arguments(x, weight):
+    def network(x, weight):
+        return leaky_relu(prelu(x, weight, dim=-2), 0.3, inplace=True)
+
+    graph = torch.fx.symbolic_trace(network)
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    assert [(node.target, node.kwargs) for node in calls] == [
+        (prelu, {"dim": -2}),
+        (leaky_relu, {"negative_slope": 0.3, "inplace": True}),
+    ]
+    torch.testing.assert_close(graph(x, weight), network(x, weight))
+
+
+def test_compiling_leaky_relu_in_place(x):
+    compiled = torch.compile(
+        lambda x: leaky_relu(x * 1, 0.2, inplace=True), backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(x), torch.nn.functional.leaky_relu(x, 0.2))
+
+
+def test_threads_at_once(x, weight):
+    expected = prelu(x, weight)
+    with ThreadPoolExecutor(4) as pool:
+        for y in pool.map(lambda _: prelu(x, weight), range(40)):
+            assert torch.equal(y, expected)

@@ -186,6 +186,76 @@ def test_leaky_relu_gradient_bit_for_bit(dtype, slope, inplace, device, force):
     assert_same(*grads)
 
 
+@pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN, Kind.FLAT], ids=id_of)
+def test_an_infinite_gradient_at_zero_makes_the_slope_gradient_nan(kind, device, force):
+    force(kind)
+    x = torch.zeros(2, 1, 4, device=device)
+    for special in (math.inf, -math.inf, math.nan):
+        grad_y = torch.zeros_like(x)
+        grad_y[1, 0, 2] = special
+        weight = torch.ones(1, device=device)
+        assert eager_backward(x, weight, grad_y)[2].isnan()
+        assert backward(prelu, x, weight, grad_y)[2].isnan()
+
+
+@pytest.mark.parametrize("kind", list(Kind), ids=id_of)
+def test_the_slope_gradient_alone(kind, device, force):
+    force(kind)
+    x, grad_y = (integers((3, 2, 37), torch.float32, device, seed) for seed in (0, 1))
+    weight = torch.ones(1 if kind is Kind.FLAT else 2, device=device, requires_grad=True)
+    prelu(x, weight).backward(grad_y)
+    assert torch.equal(weight.grad, exact_grad_weight(x, weight, grad_y)[0].float())
+
+
+def test_slopes_that_are_not_contiguous(device):
+    x, grad_y = (randn((4, 6, 10), torch.float32, device, seed) for seed in (0, 1))
+    check(x, randn((12,), torch.float32, device)[::2], grad_y)
+    check(x, randn((1,), torch.float32, device).expand(6), grad_y)
+
+
+def test_many_channels_with_few_rows(device, force):
+    force()
+    for shape in ((1, 5113), (2, 3001), (3, 1001), (7, 90), (3, 5, 3)):
+        for dtype in (torch.float32, torch.float16):
+            x, grad_y = (randn(shape, dtype, device, seed) for seed in (0, 1))
+            check(x, randn(shape[1:2], dtype, device, seed=2), grad_y)
+
+
+def test_leaky_relu_gradient_of_a_sliced_input_by_a_kernel(device, launches):
+    base = randn((4, 6, 10), torch.float32, device)
+    x = base[:, 1:4].requires_grad_()
+    (grad_x,) = torch.autograd.grad(leaky_relu(x, 0.2), x, torch.ones_like(x))
+    assert launches == ["plane_forward", "plane_backward"]
+    assert torch.equal(grad_x, torch.where(x > 0, 1.0, 0.2))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_leaky_relu_of_nothing(inplace, device, launches):
+    x = torch.empty(0, 3, device=device, requires_grad=True)
+    hidden = x * 1
+    y = leaky_relu(hidden, inplace=inplace)
+    assert (y is hidden) == inplace
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    launches.append("none, as it should be")
+
+
+def test_tensors_with_the_negative_bit(device):
+    complex_values = torch.randn(3, 4, 5, dtype=torch.complex64, device=device)
+    x = complex_values.conj().imag
+    assert x.is_neg()
+    weight = torch._neg_view(randn((4,), torch.float32, device))
+    grad_y = torch._neg_view(randn((3, 4, 5), torch.float32, device, seed=1))
+    dense = torch._neg_view(randn((3, 4, 5), torch.float32, device, seed=2))
+    for given in (x, dense):
+        plain = backward(prelu, given.resolve_neg(), weight.resolve_neg(), grad_y.resolve_neg())
+        for value, expected in zip(backward(prelu, given, weight, grad_y), plain, strict=True):
+            assert torch.equal(value, expected)
+    expected = torch.nn.functional.leaky_relu(dense)
+    assert torch.equal(leaky_relu(dense, inplace=True), expected)
+    assert torch.equal(dense, expected)
+
+
 def test_a_gradient_that_lies_alike_is_not_copied(device, guarded_allocations):
     x = randn((6, 3, 1, 1), torch.float32, device).requires_grad_()
     y = prelu(x, randn((3,), torch.float32, device, seed=1))

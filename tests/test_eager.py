@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
-from reference import PAIRS, assert_same, id_of, randn
+from reference import PAIRS, assert_same, backward, id_of, randn
 
 from prelu_gpu import eager, leaky_relu, prelu
-from prelu_gpu.backend import Backend, backend
+from prelu_gpu.backend import Backend
+from prelu_gpu.backend import backend as backend_of
 
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
@@ -23,10 +24,23 @@ def test_eager_prelu_is_the_formula(dtypes, dim):
     assert_same(eager.prelu(x, weight, dim % 3), expected.to(dtypes[0]))
 
 
+@pytest.mark.parametrize("dim", range(4))
+def test_gradients_along_every_dim(dim):
+    x, grad_y = (randn((2, 3, 4, 5), torch.float64, "cpu", seed) for seed in (0, 1))
+    weight = randn((x.shape[dim],), torch.float64, "cpu", seed=2)
+    y, grad_x, grad_weight = backward(eager.prelu, x, weight, grad_y, dim)
+    slopes = weight.view([-1 if d == dim else 1 for d in range(4)])
+    assert torch.equal(y, torch.where(x > 0, x, slopes * x))
+    assert torch.equal(grad_x, torch.where(x > 0, grad_y, slopes * grad_y))
+    again = eager.prelu_backward(grad_y, x, weight, dim, (True, True))
+    torch.testing.assert_close(again, (grad_x, grad_weight))
+    assert eager.prelu_backward(grad_y, x, weight, dim, (False, False)) == (None, None)
+
+
 def test_meta_tensors_have_shapes():
     y = prelu(torch.empty(2, 3, device="meta"), torch.empty(3, device="meta"))
     assert y.shape == (2, 3)
-    assert backend(y.device) is Backend.EAGER
+    assert backend_of(y.device) is Backend.EAGER
     assert leaky_relu(y).is_meta
 
 
@@ -35,6 +49,7 @@ import sys
 {setup}
 import torch, prelu_gpu
 from prelu_gpu.backend import Backend, backend
+from prelu_gpu.backend import backend as backend_of
 assert backend(torch.device("cpu")) is Backend.EAGER
 assert "prelu_gpu.launch" not in sys.modules or {triton}
 x = torch.randn(2, 3, 4, requires_grad=True)

@@ -89,6 +89,10 @@ def test_what_is_no_tensor_or_no_number():
         prelu(X, 0.25)
     with pytest.raises(TypeError, match=r"'negative_slope' .* must be Number, not str"):
         leaky_relu(X, "0.1")
+    with pytest.raises(TypeError, match=r"prelu\(\): argument 'dim' must be int, not float"):
+        prelu(X, W, dim=1.0)
+    with pytest.raises(RuntimeError, match=r"without overflow\. Got negative_slope=1e\+300"):
+        leaky_relu(X, 1e300)
     with pytest.raises(TypeError, match="must be Number, not Tensor"):
         leaky_relu(X, W)
 
@@ -105,6 +109,18 @@ def test_in_place_on_what_may_not_be_written():
     with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad"):
         leaky_relu(leaf[1:], inplace=True)
     assert leaf.tolist() == [-1.0] * 3
+    hidden = leaf * 2
+    with pytest.raises(RuntimeError, match="output of a function that returns multiple views"):
+        leaky_relu(hidden.chunk(2)[0], inplace=True)
+    with torch.no_grad():
+        view = hidden[1:]
+    with pytest.raises(RuntimeError, match="A view was created in no_grad mode"):
+        leaky_relu(view, inplace=True)
+    assert hidden.tolist() == [-2.0] * 3
+    with torch.inference_mode():
+        inference = torch.full((3,), -1.0)
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        leaky_relu(inference, inplace=True)
     overlapping = torch.full((1, 3), -1.0).expand(2, 3)
     with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
         leaky_relu(overlapping, inplace=True)

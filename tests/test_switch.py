@@ -102,9 +102,7 @@ def test_restore_turns_our_own_modules_into_torchs(caplog):
     model = nn.Sequential(prelu_gpu.PReLU(3), prelu_gpu.LeakyReLU(0.2), prelu_gpu.PReLU(3, dim=2))
     prelu_gpu.restore(model)
     assert [type(m) for m in model] == [nn.PReLU, nn.LeakyReLU, prelu_gpu.PReLU]
-    assert caplog.messages == [
-        "restore: left as they are, torch.nn.PReLU having only dim=1: 2 (dim=2)"
-    ]
+    assert caplog.messages == ["restore: left as they are: 2 (with its own dim)"]
 
 
 def test_accelerate_reports_what_it_swapped_and_left(model, caplog):
@@ -112,9 +110,11 @@ def test_accelerate_reports_what_it_swapped_and_left(model, caplog):
     prelu_gpu.accelerate(model)
     swapped, left = caplog.records
     assert swapped.levelname == "INFO"
-    assert swapped.getMessage() == "accelerate: 2 of torch.nn.PReLU swapped: first, body.1"
+    assert swapped.getMessage() == "accelerate: 2 torch.nn.PReLU swapped: first, body.1"
     assert left.levelname == "WARNING"
-    assert left.getMessage().endswith("forward may differ: own (OwnForward)")
+    assert left.getMessage() == (
+        "accelerate: left as they are: own (OwnForward, a subclass whose forward may differ)"
+    )
 
 
 def test_accelerate_warns_where_there_is_nothing_to_do(caplog):
@@ -123,6 +123,45 @@ def test_accelerate_warns_where_there_is_nothing_to_do(caplog):
     caplog.clear()
     prelu_gpu.accelerate(nn.Sequential(prelu_gpu.PReLU()))
     assert caplog.messages == []
+
+
+def test_modules_with_a_forward_or_dim_of_their_own_stay(caplog):
+    hooked, other = nn.PReLU(3), nn.PReLU(3)
+    forward = hooked.forward
+    hooked.forward = lambda x: forward(x) * 2
+    other.dim = 2
+    model = nn.Sequential(hooked, other)
+    x = torch.randn(2, 3, 4)
+    before = model(x)
+    prelu_gpu.accelerate(model)
+    assert [type(m) for m in model] == [nn.PReLU] * 2
+    assert_same(model(x).detach(), before.detach())
+    assert caplog.messages == [
+        "accelerate: left as they are: 0 (with its own forward), 1 (with its own dim)"
+    ]
+
+
+def test_restore_leaves_what_it_cannot_undo(caplog):
+    class Subclass(prelu_gpu.PReLU):
+        pass
+
+    hooked = prelu_gpu.accelerate(nn.PReLU(3))
+    hooked.forward = hooked.forward
+    model = nn.Sequential(hooked, Subclass(), prelu_gpu.SharedAxesPReLU((3,)))
+    classes = [type(m) for m in model]
+    prelu_gpu.restore(model)
+    assert [type(m) for m in model] == classes
+    model(torch.randn(2, 3))
+    assert caplog.messages == [
+        "restore: left as they are: 0 (with its own forward), "
+        "1 (Subclass, a subclass whose forward may differ), 2 (SharedAxesPReLU)"
+    ]
+
+
+def test_a_root_module_is_named(caplog):
+    caplog.set_level(logging.INFO, logger="prelu_gpu")
+    prelu_gpu.accelerate(nn.PReLU())
+    assert caplog.messages == ["accelerate: 1 torch.nn.PReLU swapped: the model itself"]
 
 
 @pytest.mark.parametrize("function", [prelu_gpu.accelerate, prelu_gpu.restore])
