@@ -22,7 +22,7 @@ def sum_partials(
     total = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), partials_ptr.dtype.element_ty)
     for first in range(0, splits * inner, TERM_BLOCK):
         term = first + tl.arange(0, TERM_BLOCK)
-        # Partials are at most a few MiB: 32-bit offsets reach them all.
+        # The plan keeps columns, and so partials, within reach of 32-bit offsets.
         offsets = (term // inner * channels)[:, None] + channel[None, :]
         offsets = offsets * inner + (term % inner)[:, None]
         mask = (term < splits * inner)[:, None] & (channel < channels)[None, :]

@@ -153,6 +153,20 @@ def test_bfloat16_stores_round_to_nearest_even(device):
     check(x, torch.rand((), device=device).bfloat16())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2**31 + 24,), (2, 3, 2**29 + 1), (2**29 + 3, 5)], ids=str)
+def test_more_than_two_to_the_31_elements(shape, device):
+    x = torch.full(shape, -1.0, dtype=torch.float16, device=device)
+    channels = shape[1] if len(shape) > 1 else 1
+    weight = torch.arange(1.0, channels + 1, device=device, requires_grad=True)
+    y = prelu(x, weight)
+    for channel in range(channels):
+        assert (y.select(1, channel) if channels > 1 else y).eq(-1.0 - channel).all()
+    y.backward(x)
+    summands = x.numel() // channels
+    torch.testing.assert_close(weight.grad, torch.full_like(weight, summands))
+
+
 def test_plan_kinds_are_forced(device, force, launches):
     for kind in (Kind.PLANE, Kind.COLUMN):
         force(kind)

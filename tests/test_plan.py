@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prelu_gpu import launch
+from prelu_gpu import launch, prelu
 from prelu_gpu.plan import (
     COLUMNS_LIMIT,
     FULL_TILE,
@@ -149,6 +149,88 @@ def test_plans_of_any_size_fit_a_grid(layout, itemsize, kind):
 def test_partial_sums_take_at_most_a_mebibyte(layout, itemsize):
     launch = plan(layout, itemsize, rules(itemsize, backward=True))
     assert math.prod(launch.partials) * 4 <= 2**20
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("channels", [75, 51_131, 262_145, 1_000_001, 262_148])
+@pytest.mark.parametrize("outer", [1, 2, 3, 1000])
+def test_many_channels_leave_no_table_of_partial_sums(outer, channels, itemsize):
+    launch = plan(View(outer, channels, 1), itemsize, rules(itemsize, backward=True))
+    assert launch.direct or math.prod(launch.partials) * 4 <= 2**20
+    columns = launch.sizes["vectors"] * launch.constants["V"]
+    assert launch.sizes["rows"] * columns + launch.sizes["remainder"] == outer * channels
+    assert launch.sizes["rows"] >= 1
+
+
+@pytest.mark.parametrize("inner", [1, 3, 4, 8, 12, 1024, 1025])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):
+    launch = plan(View(3, 5, inner), itemsize, _forced(rules(itemsize), Kind.PLANE))
+    assert launch.constants["EDGES"] == (inner * itemsize % 16 != 0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        (View(10**6, 3, 64), Kind.PLANE),
+        (View(1, 3, 2**30), Kind.PLANE),
+        (View(10**8, 3, 64), Kind.COLUMN),
+    ],
+)
+def test_a_grid_is_kept_where_many_programs_are_wanted(layout, kind):
+    tile = dataclasses.replace(rules().plane, programs=10**9)
+    launch = plan(layout, 4, dataclasses.replace(rules(), plane=tile, column=tile, kind=kind))
+    assert all(size <= GRID_LIMIT for size in launch.grid[1:])
+    assert max(launch.grid[1:]) > GRID_LIMIT / 2
+
+
+@pytest.mark.parametrize(
+    ("inner", "kind"),
+    [(764, Kind.COLUMN), (768, Kind.PLANE), (765, Kind.COLUMN), (10_004, Kind.PLANE)],
+)
+def test_rows_are_planes_from_three_quarters_of_a_tile(inner, kind):
+    assert rules(backward=True).plane.size == 4096
+    assert choose_kind(View(64, 64, inner), 4, rules(backward=True)) is kind
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        (View(8, 64, 391), Kind.COLUMN),
+        (View(7, 64, 391), Kind.ODD_PLANE),
+        (View(7, 64, 127), Kind.COLUMN),
+        (View(7, 64, 129), Kind.ODD_PLANE),
+        (View(8, 700, 391), Kind.ODD_PLANE),
+        (View(8, 700, 392), Kind.PLANE),
+    ],
+)
+def test_columns_need_rows_and_room_for_their_sums(layout, kind):
+    assert choose_kind(layout, 4, rules(backward=True)) is kind
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 12, 100])
+def test_splits_are_even_and_no_more_than_the_steps(steps):
+    for programs in (1, 2, 5, 11, 12, 40, 1000):
+        tile = dataclasses.replace(rules().plane, programs=programs)
+        row = dataclasses.replace(rules(), plane=tile, kind=Kind.PLANE)
+        splits = plan(View(steps, 1, 1024), 4, row).grid[2]
+        walked = -(-steps // splits)
+        assert 1 <= splits <= min(steps, programs)
+        assert walked == -(-steps // min(steps, programs))
+        assert -(-steps // max(1, splits - 1)) > walked or splits == 1
+
+
+def test_forward_and_backward_ask_for_their_own_rules(monkeypatch, device):
+    asked = []
+
+    def rules_of(device, itemsize, backward):
+        asked.append((itemsize, backward))
+        return interpreter_rules(itemsize)
+
+    monkeypatch.setattr(launch, "rules", rules_of)
+    x = torch.ones(2, 3, dtype=torch.float16, device=device, requires_grad=True)
+    prelu(x, torch.ones(3, device=device)).backward(torch.ones_like(x))
+    assert asked == [(2, False), (2, True)]
 
 
 def test_a_plan_is_the_same_on_every_run_and_printable():
