@@ -126,8 +126,8 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
     Two 128-bit accesses a thread keep 64 KiB or more in flight on a multiprocessor; a 16-bit
     forward reaches 80 with four (benchmarks/machine_code.py). Plane programs are many waves, which
     even out their ends. Column programs leave partial sums, kept to 1 MiB: narrow tiles of many
-    rows, and one wave of eight programs a multiprocessor, which its registers hold at once. With
-    eight rows or more these sums, written and read, add under a tenth to the traffic.
+    rows, and eight programs a multiprocessor, about what its registers hold at once. With eight
+    rows or more these sums, written and read, add under a tenth to the traffic.
     """
     vectors = 4 if itemsize == 2 and not backward else 2
     size = vectors * 4 * warp_size * VECTOR_BYTES
