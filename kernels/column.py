@@ -1,8 +1,9 @@
 """Kernels for short rows, or slopes that change with every element: tiles of columns.
 
 The data is a matrix of `rows` x `columns`: `fold` outer positions of channels * inner elements make
-one row, so that rows are multiples of V elements (128 bits) and fill their tiles. The `remainder`
-elements after the last whole row are a masked epilogue (REMAINDER), without alignment.
+one row, so that rows fill their tiles and are multiples of V elements, which are 128 bits unless
+there are too few outer positions for that. The `remainder` elements after the last whole row are a
+masked epilogue (REMAINDER), without alignment.
 
 Program (block, row_split) owns BLOCK columns: it loads their slopes once and walks down the rows,
 ROWS at a time, in steps of all row splits together, without a division in the loop.

@@ -20,7 +20,7 @@ from .formula import backward_tile, forward_tile
 def program():
     """This program's (outer_split, channel, tile_split), widened before anything multiplies them.
 
-    The grid is (channels, tile_splits, outer_splits): only its first axis has room for any number.
+    The grid is (channels, tile_splits, outer_splits): its first axis has room for 2**31 - 1.
     """
     return (
         tl.program_id(2).to(tl.int64),

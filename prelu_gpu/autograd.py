@@ -48,7 +48,7 @@ class LeakyReLUFunction(torch.autograd.Function):
         """Runs the backward kernel."""
         (saved,) = ctx.saved_tensors
         # PyTorch's operator has the error for a negative slope in place.
-        refused = ctx.inplace and ctx.negative_slope < 0
+        refused = ctx.inplace and not ctx.negative_slope >= 0
         if _by_kernel(grad_y, saved) and not refused:
             grad_x = launch.leaky_relu_backward(grad_y, saved, ctx.negative_slope)
         else:

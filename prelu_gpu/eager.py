@@ -17,14 +17,14 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
             in the input's dtype, or beside a half-precision input float32, as the arithmetic then.
         channel_dim: the dimension of the channels; None for a shared slope and for broadcasting.
     """
-    x = input.to(weight.dtype)
-    if weight.dim() > 1:
-        y: Tensor = torch.ops.aten._prelu_kernel(x, weight)
+    if weight.dim() > 1 or input.dtype != weight.dtype:
+        # Not on autocast's list, which would round a float32 slope.
+        slopes = _slopes(input, weight, channel_dim)
+        y: Tensor = torch.ops.aten._prelu_kernel(input.to(weight.dtype), slopes)
         return y.to(input.dtype)
     if channel_dim is None:
-        return torch.prelu(x, weight).to(input.dtype)
-    y = torch.prelu(x.movedim(channel_dim, 1), weight)
-    return y.movedim(1, channel_dim).to(input.dtype)
+        return torch.prelu(input, weight)
+    return torch.prelu(input.movedim(channel_dim, 1), weight).movedim(1, channel_dim)
 
 
 def prelu_backward(
@@ -35,13 +35,18 @@ def prelu_backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the input and of the weight that can be differentiated again."""
-    slopes = weight
-    if channel_dim is not None:
-        slopes = weight.view([-1 if d == channel_dim else 1 for d in range(input.dim())])
+    slopes = _slopes(input, weight, channel_dim)
     x, wide_grad_y = input.to(weight.dtype), grad_y.to(weight.dtype)
     grad_x, shares = torch.ops.aten._prelu_kernel_backward(wide_grad_y, x, slopes)
     grad_weight = shares.sum_to_size(slopes.shape).reshape(weight.shape)
     return grad_x.to(input.dtype) if needs[0] else None, grad_weight if needs[1] else None
+
+
+def _slopes(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    """The slopes in a shape that broadcasts over the input."""
+    if channel_dim is not None:
+        return weight.view([-1 if d == channel_dim else 1 for d in range(input.dim())])
+    return weight.reshape(()) if weight.numel() == 1 else weight
 
 
 def leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> Tensor:

@@ -29,7 +29,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     of :func:`torch.nn.functional.prelu`; the backward makes both gradients in one pass and sums the
     slope's in float32 (float64 for float64) before its one rounding.
 
-    Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is.
+    Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is, where
+    PyTorch rounds it first.
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
@@ -40,7 +41,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
             than two dimensions has one channel.
 
     Returns:
-        Shape ``(*)``, with the input's dtype and, of a dense input, its strides.
+        Shape ``(*)``, with the input's dtype and, where the input is dense, its memory layout.
 
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
@@ -101,6 +102,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     if torch.is_grad_enabled() and input.requires_grad:
         y: Tensor = LeakyReLUFunction.apply(input, slope, inplace)  # type: ignore[no-untyped-call]
         return y
+    if inplace:
+        # Where a graph has saved the input, its backward must learn of the change.
+        torch.autograd.graph.increment_version(input)
     return launch.leaky_relu_forward(input, slope, inplace)
 
 

@@ -51,9 +51,6 @@ def leaky_relu_forward(x: Tensor, negative_slope: float, inplace: bool) -> Tenso
     x = _dense(x)
     y = x if inplace else torch.empty_like(x)
     _forward(x, None, negative_slope, y, None)
-    if inplace:
-        # Autograd learns here that what it saved of x has changed.
-        torch.autograd.graph.increment_version(x)
     return y
 
 

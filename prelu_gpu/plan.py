@@ -103,6 +103,10 @@ class Tile:
     rows: int = 1
     """Rows of a column tile; the rest of its size is columns."""
 
+    def warps_for(self, size: int) -> int:
+        """Warps of a tile that is smaller: fewer, rather than threads without a whole vector."""
+        return max(1, min(self.num_warps, 2 * self.num_warps * size // self.size))
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -125,7 +129,7 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
 
     Two 128-bit accesses a thread keep 64 KiB or more in flight on a multiprocessor; a 16-bit
     forward reaches 80 with four (benchmarks/machine_code.py). Plane programs are many waves, which
-    even out their ends. Column programs leave partial sums, kept to 1 MiB: narrow tiles of many
+    even out their ends. Column programs leave partial sums, kept to 2**18: narrow tiles of many
     rows, and eight programs a multiprocessor, about what its registers hold at once. With eight
     rows or more these sums, written and read, add under a tenth to the traffic.
     """
@@ -201,7 +205,7 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     if view.inner == 1 and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
     worthwhile = view.outer >= rules.column_rows * fold or view.inner < 32 * vector
-    if worthwhile and columns <= min(rules.partials, COLUMNS_LIMIT):
+    if worthwhile and columns <= rules.partials and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
     return Kind.PLANE if view.inner % vector == 0 else Kind.ODD_PLANE
 
@@ -218,7 +222,7 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
         kind=kind,
         view=view,
         grid=(channels, tile_splits, outer_splits),
-        num_warps=rules.plane.num_warps,
+        num_warps=rules.plane.warps_for(block * itemsize),
         partials=(outer_splits * tile_splits, channels, 1),
         atomic=rules.atomic,
         sizes={"outer": outer, "channels": channels, "inner": inner},
@@ -241,7 +245,7 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
         kind=Kind.COLUMN,
         view=view,
         grid=(blocks, row_splits),
-        num_warps=rules.column.num_warps,
+        num_warps=rules.column.warps_for(block * rules.column.rows * itemsize),
         partials=(row_splits * fold, channels, inner),
         atomic=rules.atomic,
         sizes={

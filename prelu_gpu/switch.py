@@ -59,7 +59,7 @@ def restore(model: Model) -> Model:
     """Turns every prelu_gpu module in `model` into torch.nn's, in place; undoes `accelerate`.
 
     Left as they are, and named by a warning of the logger "prelu_gpu": a :class:`prelu_gpu.PReLU`
-    with `dim` other than 1, an option that torch.nn.PReLU has not, subclasses, modules with an
+    with a `dim` of its own, an option that torch.nn.PReLU has not, subclasses, modules with an
     attribute `forward` of their own, and :class:`prelu_gpu.SharedAxesPReLU`.
 
     Args:

@@ -1,3 +1,4 @@
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,8 @@ from reference import assert_same, eager_backward, exact_grad_weight, id_of, ran
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
-from prelu_gpu import leaky_relu, prelu
+from prelu_gpu import functional, leaky_relu, prelu
+from prelu_gpu.backend import Backend
 from prelu_gpu.plan import Kind
 
 
@@ -122,9 +124,10 @@ def test_leaky_relu_in_place_saves_its_output(x):
 def test_leaky_relu_in_place_backward_refuses_a_negative_slope_as_pytorch_does(x):
     for function in (leaky_relu, torch.nn.functional.leaky_relu):
         leaf = x.clone().requires_grad_()
-        y = function(leaf * 1, -0.2, inplace=True)
-        with pytest.raises(RuntimeError, match="triggered with a negative slope"):
-            y.sum().backward()
+        for slope in (-0.2, math.nan):
+            y = function(leaf * 1, slope, inplace=True)
+            with pytest.raises(RuntimeError, match="triggered with a negative slope"):
+                y.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=id_of)
@@ -160,6 +163,28 @@ def test_a_leaf_may_be_written_without_grad(device):
     with torch.no_grad():
         assert leaky_relu(leaf, 0.5, inplace=True) is leaf
     assert leaf.tolist() == [-0.5] * 3
+
+
+def test_autocast_gives_the_same_on_every_route(device, monkeypatch):
+    x = -torch.rand(64, 8, device=device) - 0.5
+    slopes = 0.1 + torch.arange(8, device=device) * 1e-4
+    compiled = torch.compile(prelu, backend="eager")
+    for weight in (slopes, slopes[None], slopes[:1], slopes[0]):
+        with torch.autocast(device.type, torch.bfloat16):
+            expected = prelu(x, weight)
+            assert_same(expected, prelu(x.bfloat16(), weight))
+            assert torch.equal(compiled(x, weight), expected)
+            with monkeypatch.context() as patch:
+                patch.setattr(functional, "backend", lambda device: Backend.EAGER)
+                assert torch.equal(prelu(x, weight), expected)
+
+
+def test_the_version_counter_moves_by_one(device):
+    x = randn((4, 3), torch.float32, device).requires_grad_()
+    for hidden in (x * 1, x.detach() * 1):
+        before = hidden._version
+        leaky_relu(hidden, 0.1, inplace=True)
+        assert hidden._version == before + 1
 
 
 def leaky(x, weight):

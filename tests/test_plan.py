@@ -208,6 +208,25 @@ def test_columns_need_rows_and_room_for_their_sums(layout, kind):
     assert choose_kind(layout, 4, rules(backward=True)) is kind
 
 
+@pytest.mark.parametrize("layout", [View(1, 2**23, 128), View(1, 2**30, 1), View(64, 2**20, 16)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_exactly_as_many_columns_as_there_may_be(layout, backward):
+    assert plan(layout, 2, rules(2, backward)).view == layout
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_thread_is_left_without_a_whole_vector(itemsize, backward):
+    for kind, layout in ((Kind.PLANE, (4, 5)), (Kind.COLUMN, (400, 1))):
+        for inner in (32, 64, 128, 256, 512, 1024, 4096):
+            view_of = View(layout[0], layout[1], inner)
+            launch = plan(view_of, itemsize, _forced(rules(itemsize, backward), kind))
+            tile = launch.constants["BLOCK"] * launch.constants.get("ROWS", 1)
+            threads = 32 * launch.num_warps
+            assert tile >= launch.constants["V"] * threads or launch.num_warps == 1
+            assert launch.num_warps in (1, 2, 4)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 12, 100])
 def test_splits_are_even_and_no_more_than_the_steps(steps):
     for programs in (1, 2, 5, 11, 12, 40, 1000):
