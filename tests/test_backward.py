@@ -33,7 +33,8 @@ def cases(kind, dtype):
     v, block = 16 // dtype.itemsize, tile(dtype)
     edges = [n for n in (1, v - 1, v, v + 1, block - 1, block, block + 1, 2 * block + v + 1) if n]
     if kind is Kind.FLAT:
-        return [(1, 1, n) for n in (*edges, 9 * block + 3)]
+        # The last has more tiles than programs, and a tail.
+        return [(1, 1, n) for n in (*edges, 9 * block + 3, 70 * block + v + 3)]
     if kind is Kind.COLUMN:
         return [
             *((1, 3, 5), (40, 3, 1), (700, 3, 1), (333, 12, 1), (70, 90, 1), (9, 512, 1)),

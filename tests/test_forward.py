@@ -30,7 +30,8 @@ def check(x, weight, dim=1):
 @pytest.mark.parametrize("kind", [Kind.FLAT, Kind.COLUMN], ids=id_of)
 def test_shared_slope_around_every_tile_edge(dtype, kind, device, force):
     force(kind)
-    for size in filter(None, sizes_around_tiles(dtype)):
+    more_tiles_than_programs = 70 * TILE[dtype] + VECTOR[dtype] + 1
+    for size in filter(None, (*sizes_around_tiles(dtype), more_tiles_than_programs)):
         check(randn((size,), dtype, device), randn((1,), dtype, device, seed=1))
 
 
