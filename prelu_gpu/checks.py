@@ -28,7 +28,7 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "The weight has the input's dtype, or float32 beside a half-precision input: "
             "cast one with .to(dtype)."
         )
-    if broadcasts(input, weight):
+    if weight.dim() == input.dim() > 1:
         _check_broadcast(input, weight)
         return None
     if weight.numel() == 1:
@@ -54,11 +54,6 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
         )
     _check_weight_dim(weight)
     return channel_dim
-
-
-def broadcasts(input: Tensor, weight: Tensor) -> bool:
-    """Whether the slopes are of the input's rank, and so broadcast over it."""
-    return weight.dim() == input.dim() > 1
 
 
 def check_negative_slope(input: Tensor, negative_slope: float) -> float:

@@ -35,7 +35,7 @@ _INTERPRETER = threading.Lock()
 
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
-    """Y of PReLU, with the strides of x."""
+    """Y of PReLU, dense and laid out as x."""
     if x.numel() == 0:
         return torch.empty_like(x)
     x = _dense(x)
@@ -45,7 +45,7 @@ def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def leaky_relu_forward(x: Tensor, negative_slope: float, inplace: bool) -> Tensor:
-    """Y of Leaky ReLU, with the strides of x; `inplace` writes it into x, which is dense."""
+    """Y of Leaky ReLU, dense and laid out as x; `inplace` writes it into x, which is dense."""
     if x.numel() == 0:
         return x if inplace else torch.empty_like(x)
     x = _dense(x)
@@ -61,7 +61,7 @@ def prelu_backward(
     channel_dim: int | None,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x, with its strides, and of the weight; None for one that is not needed."""
+    """Gradients of x, laid out as it, and of the weight; None for one that is not needed."""
     if x.numel() == 0:
         return (
             torch.empty_like(x) if needs[0] else None,

@@ -127,9 +127,9 @@ class Rules:
 def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: int = 32) -> Rules:
     """The rule table's row for a GPU: arithmetic and machine code, until a GPU has measured it.
 
-    Two 128-bit accesses a thread keep 64 KiB or more in flight on a multiprocessor; a 16-bit
-    forward reaches 80 with four (benchmarks/machine_code.py). Plane programs are many waves, which
-    even out their ends. Column programs leave partial sums, kept to 2**18: narrow tiles of many
+    Two 128-bit accesses a thread, four in a 16-bit forward, keep 48 to 128 KiB in flight on a
+    multiprocessor of sm_90, by the registers that its kernels take (benchmarks/machine_code.py).
+    Plane programs are many waves, which even out their ends. Column programs leave partial sums, kept to 2**18: narrow tiles of many
     rows, and eight programs a multiprocessor, about what its registers hold at once. With eight
     rows or more these sums, written and read, add under a tenth to the traffic.
     """
