@@ -81,7 +81,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
             then refuses a negative slope, as PyTorch's does.
 
     Returns:
-        Shape ``(*)``, with the input's dtype and strides; ``input`` itself if ``inplace``.
+        Shape ``(*)``, with the input's dtype and, where it is dense, its memory layout; ``input``
+        itself if ``inplace``.
 
     Raises:
         RuntimeError: integer, complex, sparse, quantised or nested input; a slope beyond float32's

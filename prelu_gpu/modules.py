@@ -20,7 +20,7 @@ class PReLU(nn.PReLU):
 
     Shape:
         - input: ``(*)``
-        - output: ``(*)``, with the input's dtype and strides.
+        - output: ``(*)``, with the input's dtype and, where it is dense, its memory layout.
 
     Attributes:
         weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them to 0, which makes a
@@ -68,7 +68,7 @@ class SharedAxesPReLU(nn.Module):
 
     Shape:
         - input: ``(N, *input_shape)``
-        - output: the same, with the input's dtype and strides.
+        - output: the same, with the input's dtype and, where it is dense, its memory layout.
 
     Attributes:
         weight: the slopes, of shape `input_shape` with 1 along the shared axes; Keras's `alpha`.
@@ -122,7 +122,7 @@ class LeakyReLU(nn.LeakyReLU):
 
     Shape:
         - input: ``(*)``
-        - output: ``(*)``, with the input's dtype and strides.
+        - output: ``(*)``, with the input's dtype and, where it is dense, its memory layout.
 
     Errors and dtypes are those of :func:`prelu_gpu.leaky_relu`.
     """

@@ -129,9 +129,10 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
 
     Two 128-bit accesses a thread, four in a 16-bit forward, keep 48 to 128 KiB in flight on a
     multiprocessor of sm_90, by the registers that its kernels take (benchmarks/machine_code.py).
-    Plane programs are many waves, which even out their ends. Column programs leave partial sums, kept to 2**18: narrow tiles of many
-    rows, and eight programs a multiprocessor, about what its registers hold at once. With eight
-    rows or more these sums, written and read, add under a tenth to the traffic.
+    Plane programs are many waves, which even out their ends. Column programs leave partial sums,
+    kept to 2**18: narrow tiles of many rows, and eight programs a multiprocessor, about what its
+    registers hold at once. With eight rows or more these sums, written and read, add under a tenth
+    to the traffic.
     """
     vectors = 4 if itemsize == 2 and not backward else 2
     size = vectors * 4 * warp_size * VECTOR_BYTES
