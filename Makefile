@@ -11,13 +11,21 @@ endif
 RESULTS ?= out
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test test-full mutations lint bench gpu-check clean
 
 demo: $(ready)
 	$(PYTHON) -m benchmarks.demo --out $(RESULTS)
 
 test: $(ready)
 	$(PYTHON) -m pytest
+
+# 40 times as many examples of the property tests, and other ones on every run.
+test-full: $(ready)
+	$(PYTHON) -m pytest --hypothesis-profile=full
+
+# Breaks the kernels in hundreds of places: a survivor without a reason fails. Hours on two cores.
+mutations: $(ready)
+	$(PYTHON) tests/mutations.py --out $(RESULTS)/mutations.csv $(MUTATION_OPTIONS)
 
 lint: $(ready)
 	$(PYTHON) -m ruff check .
@@ -41,5 +49,5 @@ gpu-check: $(ready)
 	touch $@
 
 clean:
-	rm -rf .venv out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv out build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

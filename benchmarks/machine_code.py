@@ -65,6 +65,8 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     channel_dim: int | None = 1
     memory_format: torch.memory_format = torch.contiguous_format
+    sliced: bool = False
+    """Whether the input and the output's gradient are half of the channels of larger tensors."""
 
 
 CASES = {
@@ -76,6 +78,9 @@ CASES = {
     "column-channels-last": Case((16, 64, 96, 96), memory_format=torch.channels_last),
     "column-folded": Case((100_003, 90)),
     "odd-plane": Case((2, 65, 391, 391)),
+    "sliced-plane": Case((16, 64, 108, 110), sliced=True),
+    "sliced-flat": Case((16, 64, 108, 110), channel_dim=None, sliced=True),
+    "sliced-column": Case((16, 64, 96, 96), memory_format=torch.channels_last, sliced=True),
 }
 
 
@@ -212,7 +217,11 @@ def compile_launch(
             )
             launches.append((plan, compiled))
 
-    x = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=case.memory_format)
+    shape = list(case.shape)
+    shape[1:2] = [size * (2 if case.sliced else 1) for size in shape[1:2]]
+    x = torch.empty(shape, dtype=dtype, device="meta", memory_format=case.memory_format)
+    if case.sliced:
+        x = x[:, : case.shape[1]]
     slopes = 1 if case.channel_dim is None else case.shape[case.channel_dim]
     weight = torch.empty(slopes, dtype=weight_dtype, device="meta")
     triton.runtime.driver.set_active(CompileOnly(gpu.target))

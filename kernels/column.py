@@ -3,7 +3,8 @@
 The data is a matrix of `rows` x `columns`: `fold` outer positions of channels * inner elements make
 one row, so that rows fill their tiles and are multiples of V elements, which are 128 bits unless
 there are too few outer positions for that. The `remainder` elements after the last whole row are a
-masked epilogue (REMAINDER), without alignment.
+masked epilogue (REMAINDER), without alignment. The rows of an input may have gaps between them,
+`outer_gap` vectors of V elements; dense inputs have None, and only dense rows are folded.
 
 Program (block, row_split) owns BLOCK columns: it loads their slopes once and walks down the rows,
 ROWS at a time, in steps of all row splits together, without a division in the loop.
@@ -12,7 +13,7 @@ ROWS at a time, in steps of all row splits together, without a division in the l
 import triton
 import triton.language as tl
 
-from .formula import backward_tile, forward_tile
+from .formula import backward_tile, forward_tile, load_weight
 
 
 @triton.jit
@@ -27,10 +28,18 @@ def columns_of_program(vectors, V: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def tile_offsets(first_row, rows, vectors, column, exists, V: tl.constexpr, ROWS: tl.constexpr):
-    """Offsets and mask of the tile that begins at first_row."""
+    """Rows, offsets and mask of the tile that begins at first_row."""
     row = first_row + tl.arange(0, ROWS)
-    offsets = (row.to(tl.int64) * vectors * V)[:, None] + column[None, :]
-    return offsets, (row < rows)[:, None] & exists[None, :]
+    row_start = (row.to(tl.int64) * vectors * V)[:, None]
+    return row, row_start + column[None, :], (row < rows)[:, None] & exists[None, :]
+
+
+@triton.jit
+def row_pointers(ptr, row, outer_gap, V: tl.constexpr):
+    """What the dense offsets of a tile's rows are added to."""
+    if outer_gap is not None:
+        ptr += (row.to(tl.int64) * outer_gap * V)[:, None]
+    return ptr
 
 
 @triton.jit
@@ -43,12 +52,14 @@ def remainder_offsets(rows, vectors, remainder, column, V: tl.constexpr):
 def column_forward(
     x_ptr,
     weight_ptr,
+    negative_slope,
     y_ptr,
     rows,
     vectors,
     remainder,
     channels,
     inner,
+    x_outer_gap,
     COMPUTE: tl.constexpr,
     V: tl.constexpr,
     ROWS: tl.constexpr,
@@ -58,11 +69,13 @@ def column_forward(
     """Reads x once, writes y once."""
     row_split, row_splits = tl.program_id(1), tl.num_programs(1)
     column, exists = columns_of_program(vectors, V, BLOCK)
-    weight = tl.load(weight_ptr + column // inner % channels, exists).to(COMPUTE)
+    channel = column // inner % channels
+    weight = load_weight(weight_ptr, negative_slope, channel, exists, COMPUTE)
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
-        offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
-        forward_tile(x_ptr, weight[None, :], y_ptr, offsets, mask, COMPUTE)
+        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
+        x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
+        forward_tile(x_rows, weight[None, :], y_ptr, offsets, mask, COMPUTE)
 
     if REMAINDER:
         if row_split == row_splits - 1:
@@ -75,38 +88,45 @@ def column_backward(
     grad_y_ptr,
     x_ptr,
     weight_ptr,
+    negative_slope,
     grad_x_ptr,
-    grad_weight_ptr,
+    sums_ptr,
     rows,
     vectors,
     remainder,
     channels,
     inner,
+    grad_y_outer_gap,
+    x_outer_gap,
     COMPUTE: tl.constexpr,
     V: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     REMAINDER: tl.constexpr,
+    EXPANDED: tl.constexpr,
     ATOMIC: tl.constexpr,
 ):
-    """Reads grad_y and x once, writes grad_x once; either gradient's pointer may be None.
+    """Reads grad_y and x once, writes grad_x once; grad_x_ptr or sums_ptr may be None.
 
-    grad_weight_ptr is a table of partial sums, (row_splits, columns), of which every program writes
+    EXPANDED: grad_y is one number.
+    sums_ptr is a table of partial sums, (row_splits, columns), of which every program writes
     a run; with ATOMIC it is the zero-filled sums, (channels,).
     """
     row_split, row_splits = tl.program_id(1), tl.num_programs(1)
     column, exists = columns_of_program(vectors, V, BLOCK)
     channel = column // inner % channels
-    weight = tl.load(weight_ptr + channel, exists).to(COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, exists, COMPUTE)
     # A thread adds up the two vectors that it holds of a tile: half the accumulators.
     HELD: tl.constexpr = 2 if ROWS > 1 else 1
     tile_sums = tl.zeros((ROWS // HELD, BLOCK), COMPUTE)
     remainder_sums = tl.zeros((BLOCK,), COMPUTE)
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
-        offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
+        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
+        x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
+        grad_y_rows = row_pointers(grad_y_ptr, row, grad_y_outer_gap, V)
         shares = backward_tile(
-            grad_y_ptr, x_ptr, weight[None, :], grad_x_ptr, offsets, mask, COMPUTE
+            grad_y_rows, x_rows, weight[None, :], grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
         )
         tile_sums += tl.sum(tl.reshape(shares, (HELD, ROWS // HELD, BLOCK)), axis=0)
 
@@ -114,15 +134,15 @@ def column_backward(
         if row_split == row_splits - 1:
             offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
             remainder_sums += backward_tile(
-                grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE
+                grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
             )
 
-    if grad_weight_ptr is not None:
+    if sums_ptr is not None:
         grad_weight = tl.sum(tile_sums, axis=0)
         if REMAINDER:
             grad_weight += remainder_sums
         if ATOMIC:
-            tl.atomic_add(grad_weight_ptr + channel, grad_weight, exists, sem="relaxed")
+            tl.atomic_add(sums_ptr + channel, grad_weight, exists, sem="relaxed")
         else:
             partials = row_split.to(tl.int64) * vectors * V + column
-            tl.store(grad_weight_ptr + partials, grad_weight, exists)
+            tl.store(sums_ptr + partials, grad_weight, exists)

@@ -27,6 +27,14 @@ def prelu_grad_weight(grad_y, x):
 
 
 @triton.jit
+def load_weight(weight_ptr, negative_slope, channel, mask, COMPUTE: tl.constexpr):
+    """The slopes of channels: `negative_slope` for all of them where weight_ptr is None."""
+    if weight_ptr is None:
+        return tl.full(channel.shape, negative_slope, COMPUTE)
+    return tl.load(weight_ptr + channel, mask).to(COMPUTE)
+
+
+@triton.jit
 def load(pointers, mask, COMPUTE: tl.constexpr):
     """Loads a tile, 0 where masked."""
     values = tl.load(pointers) if mask is None else tl.load(pointers, mask, 0.0)
@@ -41,10 +49,28 @@ def forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def backward_tile(grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE: tl.constexpr):
-    """Writes grad_x of one tile, unless its pointer is None; gives the shares of grad_weight."""
+def backward_tile(
+    grad_y_ptr,
+    x_ptr,
+    weight,
+    grad_x_ptr,
+    offsets,
+    mask,
+    COMPUTE: tl.constexpr,
+    EXPANDED: tl.constexpr,
+):
+    """Writes grad_x of one tile, unless its pointer is None; gives the shares of grad_weight.
+
+    EXPANDED: grad_y is the one number at its pointer.
+    """
     x = load(x_ptr + offsets, mask, COMPUTE)
-    grad_y = load(grad_y_ptr + offsets, mask, COMPUTE)
+    if EXPANDED:
+        grad_y = tl.load(grad_y_ptr).to(COMPUTE)
+        if mask is not None:
+            # An infinity times the 0 of a masked x were a NaN in the sum.
+            grad_y = tl.where(mask, grad_y, 0.0)
+    else:
+        grad_y = load(grad_y_ptr + offsets, mask, COMPUTE)
     if grad_x_ptr is not None:
         tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight), mask)
     return prelu_grad_weight(grad_y, x)

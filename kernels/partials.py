@@ -1,4 +1,7 @@
-"""The second stage of the slope gradient: sums the partial sums, in a fixed order."""
+"""The second stage of the slope gradient: sums the partial sums, in a fixed order.
+
+Either a launch of its own, or the last program of the first stage.
+"""
 
 import triton
 import triton.language as tl
@@ -19,6 +22,46 @@ def sum_partials(
     A program owns CHANNEL_BLOCK channels. The sum is in the partials' type, rounded once.
     """
     channel = tl.program_id(0) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
+    sum_channels(
+        partials_ptr, grad_weight_ptr, channel, splits, channels, inner, CHANNEL_BLOCK, TERM_BLOCK
+    )
+
+
+@triton.jit
+def sum_by_last_program(
+    partials_ptr,
+    grad_weight_ptr,
+    counters_ptr,
+    channel,
+    splits,
+    channels,
+    TERM_BLOCK: tl.constexpr,
+):
+    """The last of a channel's `splits` programs sums the partials (splits, channels) of them all.
+
+    Each program has stored its one; counters (channels,) are zeros before and after.
+    """
+    # Without the barrier nothing orders the program's store before its count.
+    tl.debug_barrier()
+    earlier = tl.atomic_add(counters_ptr + channel, 1, sem="acq_rel")
+    if earlier == splits - 1:
+        one_channel = (channel + tl.arange(0, 1)).to(tl.int32)
+        sum_channels(partials_ptr, grad_weight_ptr, one_channel, splits, channels, 1, 1, TERM_BLOCK)
+        tl.store(counters_ptr + channel, 0)
+
+
+@triton.jit
+def sum_channels(
+    partials_ptr,
+    grad_weight_ptr,
+    channel,
+    splits,
+    channels,
+    inner,
+    CHANNEL_BLOCK: tl.constexpr,
+    TERM_BLOCK: tl.constexpr,
+):
+    """Sums the partials of the channels in a block, TERM_BLOCK of each at a time."""
     total = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), partials_ptr.dtype.element_ty)
     for first in range(0, splits * inner, TERM_BLOCK):
         term = first + tl.arange(0, TERM_BLOCK)

@@ -6,6 +6,10 @@ tail. Where `inner` is no multiple of V (EDGES), rows begin and end anywhere: th
 the row's first and last aligned offset, and one masked access takes the up to 2 * (V - 1) elements
 outside it.
 
+An input may leave gaps between its rows: `outer_gap` elements more from one outer position to the
+next than in dense memory, `channel_gap` from one channel to the next. Gaps come in vectors, so that
+the compiler knows them as multiples of V; dense inputs have None.
+
 Program (outer_split, channel, tile_split) walks the rows outer_split, outer_split + outer_splits,
 ... of its channel, and in each of them the tiles tile_split, tile_split + tile_splits, ...
 """
@@ -13,7 +17,8 @@ Program (outer_split, channel, tile_split) walks the rows outer_split, outer_spl
 import triton
 import triton.language as tl
 
-from .formula import backward_tile, forward_tile
+from .formula import backward_tile, forward_tile, load_weight
+from .partials import sum_by_last_program
 
 
 @triton.jit
@@ -30,16 +35,6 @@ def program():
 
 
 @triton.jit
-def load_weight(weight_ptr, negative_slope, channel, COMPUTE: tl.constexpr):
-    """The row's slope: `negative_slope` where weight_ptr is None."""
-    if weight_ptr is None:
-        weight = tl.full((), negative_slope, COMPUTE)
-    else:
-        weight = tl.load(weight_ptr + channel).to(COMPUTE)
-    return weight
-
-
-@triton.jit
 def row_bounds(n, channel, channels, inner, V: tl.constexpr, BLOCK: tl.constexpr):
     """A row's start, its body's start, the end of its whole tiles, its body's end, and its end."""
     start = (tl.cast(n, tl.int64) * channels + channel) * inner
@@ -48,6 +43,14 @@ def row_bounds(n, channel, channels, inner, V: tl.constexpr, BLOCK: tl.constexpr
     body_start = (start + V - 1) // V * V
     body_end = end // V * V
     return start, body_start, body_start + (body_end - body_start) // BLOCK * BLOCK, body_end, end
+
+
+@triton.jit
+def row_pointer(ptr, n, channel, outer_gap, channel_gap, V: tl.constexpr):
+    """What a row's dense offsets are added to."""
+    if outer_gap is not None:
+        ptr += (tl.cast(n, tl.int64) * outer_gap + channel * channel_gap) * V
+    return ptr
 
 
 @triton.jit
@@ -88,6 +91,8 @@ def plane_forward(
     outer,
     channels,
     inner,
+    x_outer_gap,
+    x_channel_gap,
     COMPUTE: tl.constexpr,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -96,23 +101,24 @@ def plane_forward(
     """Reads x once, writes y once."""
     outer_split, channel, tile_split = program()
     tile_splits = tl.num_programs(1).to(tl.int64)
-    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, None, COMPUTE)
 
     for n in range(outer_split, outer, tl.num_programs(2)):
         start, body_start, tiles_end, body_end, end = row_bounds(
             n, channel, channels, inner, V, BLOCK
         )
+        x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
         for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
             offsets = tile_offsets(tile, V, BLOCK)
-            forward_tile(x_ptr, weight, y_ptr, offsets, None, COMPUTE)
+            forward_tile(x_row, weight, y_ptr, offsets, None, COMPUTE)
         if tiles_end < body_end:
             if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
                 offsets = tile_offsets(tiles_end, V, BLOCK)
-                forward_tile(x_ptr, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
+                forward_tile(x_row, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
         if EDGES:
             if tile_split == 0:
                 offsets, mask = edge_offsets(start, body_start, body_end, end, V)
-                forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE)
+                forward_tile(x_row, weight, y_ptr, offsets, mask, COMPUTE)
 
 
 @triton.jit
@@ -122,24 +128,33 @@ def plane_backward(
     weight_ptr,
     negative_slope,
     grad_x_ptr,
+    sums_ptr,
+    counters_ptr,
     grad_weight_ptr,
     outer,
     channels,
     inner,
+    grad_y_outer_gap,
+    grad_y_channel_gap,
+    x_outer_gap,
+    x_channel_gap,
     COMPUTE: tl.constexpr,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     EDGES: tl.constexpr,
+    EXPANDED: tl.constexpr,
     ATOMIC: tl.constexpr,
 ):
-    """Reads grad_y and x once, writes grad_x once; either gradient's pointer may be None.
+    """Reads grad_y and x once, writes grad_x once; grad_x_ptr or sums_ptr may be None.
 
-    grad_weight_ptr is a table of partial sums, (outer_splits * tile_splits, channels), of which
-    every program writes one; with ATOMIC it is the zero-filled sums, (channels,).
+    EXPANDED: grad_y is one number a row, its gaps are strides in elements.
+    sums_ptr is a table of partial sums, (outer_splits * tile_splits, channels), of which every
+    program writes one; with ATOMIC it is the zero-filled sums, (channels,). Unless counters_ptr is
+    None, the last program of each channel sums the table into grad_weight_ptr, (channels,).
     """
     outer_split, channel, tile_split = program()
     tile_splits = tl.num_programs(1).to(tl.int64)
-    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, None, COMPUTE)
     body_sums = tl.zeros((BLOCK // V,), COMPUTE)
     edge_sums = tl.zeros((2 * V,), COMPUTE)
 
@@ -147,31 +162,42 @@ def plane_backward(
         start, body_start, tiles_end, body_end, end = row_bounds(
             n, channel, channels, inner, V, BLOCK
         )
+        x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
+        grad_y_row = row_pointer(
+            grad_y_ptr, n, channel, grad_y_outer_gap, grad_y_channel_gap, 1 if EXPANDED else V
+        )
         for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
             offsets = tile_offsets(tile, V, BLOCK)
-            shares = backward_tile(grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, None, COMPUTE)
+            shares = backward_tile(
+                grad_y_row, x_row, weight, grad_x_ptr, offsets, None, COMPUTE, EXPANDED
+            )
             body_sums += sum_vectors(shares, V, BLOCK)
         if tiles_end < body_end:
             if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
                 offsets = tile_offsets(tiles_end, V, BLOCK)
                 mask = offsets < body_end
                 shares = backward_tile(
-                    grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE
+                    grad_y_row, x_row, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
                 )
                 body_sums += sum_vectors(shares, V, BLOCK)
         if EDGES:
             if tile_split == 0:
                 offsets, mask = edge_offsets(start, body_start, body_end, end, V)
                 edge_sums += backward_tile(
-                    grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE
+                    grad_y_row, x_row, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
                 )
 
-    if grad_weight_ptr is not None:
+    if sums_ptr is not None:
         total = tl.sum(body_sums)
         if EDGES:
             total += tl.sum(edge_sums)
         if ATOMIC:
-            tl.atomic_add(grad_weight_ptr + channel, total, sem="relaxed")
+            tl.atomic_add(sums_ptr + channel, total, sem="relaxed")
         else:
             split = outer_split * tile_splits + tile_split
-            tl.store(grad_weight_ptr + split * channels + channel, total)
+            tl.store(sums_ptr + split * channels + channel, total)
+            if counters_ptr is not None:
+                splits = tl.num_programs(1) * tl.num_programs(2)
+                sum_by_last_program(
+                    sums_ptr, grad_weight_ptr, counters_ptr, channel, splits, channels, BLOCK // V
+                )

@@ -129,9 +129,7 @@ def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
     between them take the slope along too: a copy of it that is so much larger, and its gradient
     summed once more.
     """
-    if not is_dense(x.shape, x.stride()):
-        x = x.clone()
-    strides = x.stride()
+    strides = launch.result_stride(x)
     order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)  # outermost first
     x, weight = x.permute(order), weight.permute(order)
     varying = [d for d, size in enumerate(weight.shape) if size != 1]

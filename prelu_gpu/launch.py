@@ -1,4 +1,4 @@
-"""From tensors to kernel launches: allocates the results, plans, launches.
+"""From tensors to kernel launches: plans, makes the copies that a plan names, allocates, launches.
 
 Arguments are taken as checked (checks.py), non-differentiable, on a device with kernels.
 """
@@ -6,6 +6,7 @@ Arguments are taken as checked (checks.py), non-differentiable, on a device with
 import contextlib
 import dataclasses
 import functools
+import math
 import threading
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .backend import INTERPRETED
+from .backend import INTERPRETED, KERNEL_DEVICES
 from .kernels.column import column_backward, column_forward
 from .kernels.partials import sum_partials
 from .kernels.plane import plane_backward, plane_forward
@@ -26,31 +27,27 @@ from .plan import (
     interpreter_rules,
     is_dense,
     plan,
-    same_layout,
     sum_plan,
     view,
 )
 
 _INTERPRETER = threading.Lock()
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
-    """Y of PReLU, dense and laid out as x."""
-    if x.numel() == 0:
-        return torch.empty_like(x)
-    x = _dense(x)
+    """Y of PReLU, dense, in the strides that PyTorch gives it."""
     y = torch.empty_like(x)
-    _forward(x, _slopes(weight), 0.0, y, channel_dim)
+    if x.numel() > 0:
+        _forward(x, _slopes(weight), 0.0, y, channel_dim)
     return y
 
 
 def leaky_relu_forward(x: Tensor, negative_slope: float, inplace: bool) -> Tensor:
-    """Y of Leaky ReLU, dense and laid out as x; `inplace` writes it into x, which is dense."""
-    if x.numel() == 0:
-        return x if inplace else torch.empty_like(x)
-    x = _dense(x)
+    """Y of Leaky ReLU, as `prelu_forward`; `inplace` writes it into x, which is dense."""
     y = x if inplace else torch.empty_like(x)
-    _forward(x, None, negative_slope, y, None)
+    if x.numel() > 0:
+        _forward(x, *_fixed_slope(negative_slope, x), y, None)
     return y
 
 
@@ -61,13 +58,15 @@ def prelu_backward(
     channel_dim: int | None,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x, laid out as it, and of the weight; None for one that is not needed."""
+    """Gradients of x, in the strides that PyTorch gives it, and of the weight.
+
+    None for one that is not needed.
+    """
     if x.numel() == 0:
         return (
             torch.empty_like(x) if needs[0] else None,
             torch.zeros_like(weight) if needs[1] else None,
         )
-    x = _dense(x)
     return _backward(grad_y, x, _slopes(weight), 0.0, channel_dim, *needs)
 
 
@@ -75,9 +74,15 @@ def leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) ->
     """Gradient of x; `saved` is x or, for slopes >= 0, y: they are positive together."""
     if saved.numel() == 0:
         return torch.empty_like(saved)
-    grad_x, _ = _backward(grad_y, _dense(saved), None, negative_slope, None, True, False)
+    slope = _fixed_slope(negative_slope, saved)
+    grad_x, _ = _backward(grad_y, saved, *slope, None, True, False)
     assert grad_x is not None
     return grad_x
+
+
+def result_stride(x: Tensor) -> tuple[int, ...]:
+    """Strides of y and grad_x: those of x where it is dense, else dense ones in their order."""
+    return (x if _is_dense(x) else x.to("meta")).stride()
 
 
 def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
@@ -103,12 +108,12 @@ def _gpu_rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
 def _forward(
     x: Tensor, weight: Tensor | None, negative_slope: float, y: Tensor, channel_dim: int | None
 ) -> None:
-    launch = _plan(x, channel_dim, backward=False)
-    if launch.kind is Kind.COLUMN:
-        run(column_forward, launch, (x, weight), (y,), COMPUTE=_compute(x))
-    else:
-        slope = _slope(negative_slope, x)
-        run(plane_forward, launch, (x, weight, slope), (y,), COMPUTE=_compute(x))
+    x = x.resolve_neg()
+    launch = _plan(channel_dim, x)
+    x = _copy(x, y) if "x" in launch.view.copies else x
+    kernel = column_forward if launch.kind is Kind.COLUMN else plane_forward
+    inputs = x, weight, negative_slope
+    run(kernel, launch, inputs, (y,), **launch.gaps["x"], COMPUTE=_compute(x))
 
 
 def _backward(
@@ -120,38 +125,44 @@ def _backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad_y = grad_y.resolve_neg()
-    if not same_layout(x.shape, x.stride(), grad_y.stride()):
-        grad_y = torch.empty_like(x).copy_(grad_y)
-    launch = _plan(x, channel_dim, backward=True)
+    grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
     grad_x = torch.empty_like(x) if needs_x else None
+    launch = _plan(channel_dim, x, grad_y)
+    grad_y = _copy(grad_y, x) if "grad_y" in launch.view.copies else grad_y
+    x = _copy(x, x) if "x" in launch.view.copies else x
+
     # Where the kernel adds its sums, or leaves partial ones, or writes the gradient itself.
-    sums: Tensor | None = None
+    sums = counters = grad_weight = None
     if needs_weight:
         assert weight is not None
         sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if launch.atomic:
             sums = torch.zeros_like(weight, dtype=sum_dtype)
         elif launch.direct:
-            sums = torch.empty_like(weight)
+            sums = grad_weight = torch.empty_like(weight)
         else:
             sums = torch.empty(launch.partials, dtype=sum_dtype, device=x.device)
+            grad_weight = torch.empty_like(weight)
+            counters = _counters(x.device, weight.numel()) if launch.finish else None
 
-    constants = {"COMPUTE": _compute(x), "ATOMIC": launch.atomic}
+    inputs = grad_y, x, weight, negative_slope
+    arguments = {
+        **launch.gaps["grad_y"],
+        **launch.gaps["x"],
+        "COMPUTE": _compute(x),
+        "EXPANDED": launch.view.grad_y.expanded,
+        "ATOMIC": launch.atomic,
+    }
     if launch.kind is Kind.COLUMN:
-        run(column_backward, launch, (grad_y, x, weight), (grad_x, sums), **constants)
+        run(column_backward, launch, inputs, (grad_x, sums), **arguments)
     else:
-        slope = _slope(negative_slope, x)
-        run(plane_backward, launch, (grad_y, x, weight, slope), (grad_x, sums), **constants)
+        finished = (counters, grad_weight) if launch.finish else (None, None)
+        run(plane_backward, launch, inputs, (grad_x, sums, *finished), **arguments)
 
-    if sums is None or weight is None:
-        return grad_x, None
-    if launch.atomic:
-        return grad_x, sums.to(weight.dtype)
-    if launch.direct:
-        return grad_x, sums
-    grad_weight = torch.empty_like(weight)
-    run(sum_partials, sum_plan(launch.partials, INTERPRETED), (sums,), (grad_weight,))
+    if launch.atomic and sums is not None and weight is not None:
+        grad_weight = sums.to(weight.dtype)
+    elif needs_weight and not launch.direct and not launch.finish:
+        run(sum_partials, sum_plan(launch.partials, INTERPRETED), (sums,), (grad_weight,))
     return grad_x, grad_weight
 
 
@@ -191,8 +202,12 @@ def _interpret(
     import numpy  # the interpreter's need, not a dependency of ours
 
     def staged(value: Any) -> Any:
-        is_bfloat16 = isinstance(value, Tensor) and value.dtype == torch.bfloat16
-        return value.float() if is_bfloat16 else value
+        if not isinstance(value, Tensor) or value.dtype != torch.bfloat16:
+            return value
+        # What lies between the elements comes along: strides stay.
+        strides = zip(value.shape, value.stride(), strict=True)
+        memory = value.as_strided((1 + sum((size - 1) * step for size, step in strides),), (1,))
+        return memory.float().as_strided(value.shape, value.stride())
 
     results = [staged(output) for output in outputs]
     # NumPy warns of infinities and NaN, which a GPU computes like other values. The interpreter
@@ -206,20 +221,40 @@ def _interpret(
             output.copy_(result)
 
 
-def _plan(x: Tensor, channel_dim: int | None, backward: bool) -> Plan:
-    itemsize = x.element_size()
-    layout = view(x.shape, x.stride(), channel_dim)
+def _plan(channel_dim: int | None, x: Tensor, grad_y: Tensor | None = None) -> Plan:
+    """The plan of a forward, or of a backward."""
+    itemsize, backward = x.element_size(), grad_y is not None
+    strides = (x.stride(), grad_y.stride() if grad_y is not None else None)
+    layout = view(x.shape, result_stride(x), channel_dim, *strides)
     return plan(layout, itemsize, rules(x.device, itemsize, backward))
 
 
-def _dense(x: Tensor) -> Tensor:
-    """`x` itself, or one dense copy of it where elements overlap or leave gaps.
+def _copy(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` in the memory layout of a result that is made from `like`."""
+    return torch.empty_like(like).copy_(tensor)
 
-    A tensor with the negative bit, as the imaginary part of a conjugate, is copied too: its memory
-    holds the other sign.
+
+def _counters(device: torch.device, channels: int) -> Tensor:
+    """Zeros, one for each channel, that the kernel leaves as zeros.
+
+    Launches on one stream follow each other, so a stream has one set of them. A CUDA graph, which
+    may be replayed on any, has its own.
     """
-    x = x.resolve_neg()
-    return x if is_dense(x.shape, x.stride()) else x.clone()
+    if device.type == "cuda":
+        with _on(device):
+            if torch.cuda.is_current_stream_capturing():
+                return torch.zeros(channels, dtype=torch.int32, device=device)
+    on_gpu = device.type in KERNEL_DEVICES
+    stream = torch.accelerator.current_stream(device).stream_id if on_gpu else 0
+    counters = _COUNTERS.get((device, stream))
+    if counters is None or counters.numel() < channels:
+        counters = torch.zeros(max(channels, 1024), dtype=torch.int32, device=device)
+        _COUNTERS[device, stream] = counters
+    return counters
+
+
+def _is_dense(x: Tensor) -> bool:
+    return is_dense(x.shape, x.stride())
 
 
 def _slopes(weight: Tensor) -> Tensor:
@@ -230,9 +265,15 @@ def _compute(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def _slope(negative_slope: float, x: Tensor) -> Any:
-    """A fixed slope as kernel argument: a run-time float is a float32 on a GPU."""
-    return tl.constexpr(negative_slope) if x.dtype == torch.float64 else negative_slope
+def _fixed_slope(negative_slope: float, x: Tensor) -> tuple[Tensor | None, float]:
+    """The slope of `leaky_relu` as the kernels' weight, or as their number.
+
+    A number is a float32 in a kernel, and Triton's constants lose the sign of -0.0.
+    """
+    minus_zero = negative_slope == 0 and math.copysign(1, negative_slope) < 0
+    if x.dtype == torch.float64 or minus_zero:
+        return torch.full((1,), negative_slope, dtype=x.dtype, device=x.device), 0.0
+    return None, negative_slope
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,6 @@ tuned while a program runs.
 import enum
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,17 +42,52 @@ class Kind(enum.Enum):
     """Long rows that begin and end off the vector grid: an aligned body and masked edges."""
 
 
+class Gaps(NamedTuple):
+    """What lies between the rows of an input, in elements, beside the rows of dense memory."""
+
+    outer: int = 0
+    """More from one outer position to the next."""
+    channel: int = 0
+    """More from one channel to the next."""
+    expanded: bool = False
+    """A row is one number, as in a gradient that `sum` makes; the gaps are then the strides."""
+
+
+DENSE = Gaps()
+
+
 class View(NamedTuple):
-    """A dense tensor's memory in order: element (n, c, i) has slope c."""
+    """A result's memory in order: element (n, c, i) has slope c; and how inputs lie beside it."""
 
     outer: int
     channels: int
     inner: int
+    x: Gaps = DENSE
+    grad_y: Gaps = DENSE
+    copies: tuple[str, ...] = ()
+    """Inputs that lie in no such way, and are copied into the result's layout."""
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return self.outer * self.channels * self.inner
+
+    @property
+    def inputs(self) -> dict[str, Gaps]:
+        """The gaps of each input."""
+        return {"x": self.x, "grad_y": self.grad_y}
+
+    @property
+    def gaps(self) -> int:
+        """The greatest common divisor of all gaps; 0 where there are none."""
+        dense_rows = [gaps for gaps in self.inputs.values() if not gaps.expanded]
+        return math.gcd(*(gap for gaps in dense_rows for gap in (gaps.outer, gaps.channel)))
+
+    def copied(self, *names: str) -> "View":
+        """The same view with inputs copied."""
+        x = DENSE if "x" in names else self.x
+        grad_y = DENSE if "grad_y" in names else self.grad_y
+        return self._replace(x=x, grad_y=grad_y, copies=self.copies + names)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -76,19 +110,94 @@ def same_layout(shape: tuple[int, ...], stride: tuple[int, ...], other: tuple[in
     return all(size == 1 or a == b for size, a, b in zip(shape, stride, other, strict=True))
 
 
-def view(shape: Sequence[int], stride: Sequence[int], channel_dim: int | None) -> View:
-    """The view of a non-overlapping, dense, non-empty tensor.
+@functools.lru_cache(maxsize=4096)
+def view(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    channel_dim: int | None,
+    x: tuple[int, ...] | None = None,
+    grad_y: tuple[int, ...] | None = None,
+) -> View:
+    """The view of a dense, non-empty result, and of what it is made from.
 
     Args:
-        shape: the tensor's shape.
-        stride: its strides in elements, in any order (contiguous, channels_last, permuted).
+        shape: the tensors' shape.
+        stride: the result's strides in elements, dense, in any order.
         channel_dim: the dimension the slope varies over; None for one shared slope.
+        x: strides of the input; None for the result's.
+        grad_y: strides of the output gradient; None for the result's.
     """
-    numel = math.prod(shape)
-    if channel_dim is None or shape[channel_dim] == 1:
-        return View(1, 1, numel)
-    channels, inner = shape[channel_dim], stride[channel_dim]
-    return View(numel // (channels * inner), channels, inner)
+    if channel_dim is not None and shape[channel_dim] == 1:
+        channel_dim = None
+    inputs = {
+        name: strides
+        for name, strides in (("x", x), ("grad_y", grad_y))
+        if strides is not None and not same_layout(shape, stride, strides)
+    }
+    # An output gradient is copied rather than the input, and both only where neither fits alone.
+    for copies in ((), ("grad_y",), ("x",), ("x", "grad_y")):
+        if all(name in inputs for name in copies):
+            rest = {name: inputs[name] for name in inputs if name not in copies}
+            joint = _joint_view(shape, stride, channel_dim, rest)
+            if joint is not None:
+                return joint._replace(copies=copies)
+    raise ValueError(f"a tensor of shape {shape} and strides {stride} is not dense")
+
+
+def _joint_view(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    channel_dim: int | None,
+    inputs: dict[str, tuple[int, ...]],
+) -> View | None:
+    """The view in which all tensors are rows of elements, outer x channels of them, if any."""
+    tensors = [stride, *inputs.values()]
+    # Runs of dimensions that every tensor walks like one: (size, strides), outermost first.
+    runs: list[tuple[int, list[int]]] = []
+    channel_run = None
+    for d in sorted(range(len(shape)), key=stride.__getitem__, reverse=True):
+        steps = [strides[d] for strides in tensors]
+        if shape[d] == 1:
+            continue
+        if d == channel_dim:
+            channel_run = len(runs)
+        elif runs and channel_run != len(runs) - 1:
+            size, outer_steps = runs[-1]
+            if outer_steps == [shape[d] * step for step in steps]:
+                runs[-1] = size * shape[d], steps
+                continue
+        runs.append((shape[d], steps))
+
+    nothing = 1, [0] * len(tensors)
+    if channel_run is None:
+        before, channel, after = runs[:-1], nothing, runs[-1:]
+    else:
+        before, after = runs[:channel_run], runs[channel_run + 1 :]
+        channel = runs[channel_run]
+    if len(before) > 1 or len(after) > 1:
+        return None
+    outer, channels, inner = (*before, nothing)[0], channel, (*after, nothing)[0]
+    result = View(outer[0], channels[0], inner[0])
+    found = {}
+    for tensor, name in enumerate(inputs, 1):
+        gaps = _gaps(result, outer[1][tensor], channels[1][tensor], inner[1][tensor])
+        if gaps is None or (gaps.expanded and name == "x"):
+            return None
+        found[name] = gaps
+    return result._replace(x=found.get("x", DENSE), grad_y=found.get("grad_y", DENSE))
+
+
+def _gaps(view: View, outer: int, channel: int, inner: int) -> Gaps | None:
+    """The gaps of an input of these strides, if its rows are elements in order or one number."""
+    innermost = inner if view.inner > 1 else channel if view.channels > 1 else outer
+    if innermost == 0:
+        return Gaps(outer, channel, expanded=True)
+    if innermost != 1:
+        return None
+    return Gaps(
+        outer - view.channels * view.inner if view.outer > 1 else 0,
+        channel - view.inner if view.channels > 1 else 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,6 +227,8 @@ class Rules:
     """Rows that columns must have where rows are longer than a warp's access."""
     partials: int
     """Partial sums beyond which columns are split no further."""
+    finish: int = 0
+    """Partial sums of planes up to which their last programs add them up, without a launch."""
     atomic: bool = False
     """Add slope gradients atomically, in no fixed order, rather than in two stages."""
     kind: Kind | None = None
@@ -132,7 +243,7 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
     Plane programs are many waves, which even out their ends. Column programs leave partial sums,
     kept to 2**18: narrow tiles of many rows, and eight programs a multiprocessor, about what its
     registers hold at once. With eight rows or more these sums, written and read, add under a tenth
-    to the traffic.
+    to the traffic. Up to 2**14 plane sums, 64 KiB, one program reads in about the time of a launch.
     """
     vectors = 4 if itemsize == 2 and not backward else 2
     size = vectors * 4 * warp_size * VECTOR_BYTES
@@ -146,6 +257,7 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
         column=column,
         column_rows=8,
         partials=2**18 if backward else UNBOUNDED,
+        finish=2**14,
     )
 
 
@@ -174,9 +286,14 @@ class Plan(Launch):
 
     kind: Kind
     view: View
+    """Its `copies` must be made before the launch."""
     partials: tuple[int, int, int]
     """Partial slope gradients that the launch leaves: (splits, channels, inner)."""
+    gaps: dict[str, dict[str, int | None]]
+    """The kernel's arguments for the gaps of each input."""
     atomic: bool
+    finish: bool
+    """Whether the last programs add up the partial sums."""
 
     @property
     def direct(self) -> bool:
@@ -190,18 +307,18 @@ def plan(view: View, itemsize: int, rules: Rules) -> Plan:
     """Plans one launch over a non-empty view of elements of `itemsize` bytes."""
     kind = rules.kind or choose_kind(view, itemsize, rules)
     if kind is Kind.COLUMN:
-        return _column_plan(view, itemsize, rules)
+        return _column_plan(view.copied(*_not_columns(view)), itemsize, rules)
     return _plane_plan(kind, view, itemsize, rules)
 
 
 def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     """The kind of tile that suits a view."""
-    vector = VECTOR_BYTES // itemsize
-    if view.channels == 1:
+    if view.outer == view.channels == 1:
         return Kind.FLAT
+    vector = _vector(view, itemsize)
     if view.inner % vector == 0 and view.inner >= PLANE_FILL * rules.plane.size / itemsize:
         return Kind.PLANE
-    fold, _, _ = _fold(view, itemsize, rules)
+    fold, _, _ = _fold(view.copied(*_not_columns(view)), itemsize, rules)
     columns = fold * view.channels * view.inner
     if view.inner == 1 and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
@@ -212,33 +329,40 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
 
 
 def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
-    outer, channels, inner = view
-    vector = VECTOR_BYTES // itemsize
+    outer, channels, inner = view[:3]
+    vector = _vector(view, itemsize)
     block = min(rules.plane.size // itemsize, max(vector, _next_power_of_2(inner)))
     tiles = _ceil_div(inner, block)
     splits = rules.plane.programs // channels
     outer_splits = _even(outer, min(splits, GRID_LIMIT))
     tile_splits = _even(tiles, min(splits // outer_splits, GRID_LIMIT))
+    partials = outer_splits * tile_splits * channels
     return Plan(
         kind=kind,
         view=view,
         grid=(channels, tile_splits, outer_splits),
         num_warps=rules.plane.warps_for(block * itemsize),
         partials=(outer_splits * tile_splits, channels, 1),
+        gaps=_gap_arguments(view, vector, "outer", "channel"),
         atomic=rules.atomic,
+        finish=channels < partials <= rules.finish and not rules.atomic,
         sizes={"outer": outer, "channels": channels, "inner": inner},
         constants={"V": vector, "BLOCK": block, "EDGES": inner % vector != 0},
     )
 
 
 def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
-    outer, channels, inner = view
+    outer, channels, inner = view[:3]
     fold, vector, block = _fold(view, itemsize, rules)
     columns = fold * channels * inner
     if columns >= COLUMNS_LIMIT:
         raise ValueError(f"columns are numbered in 32 bits, got {columns} of them")
     rows, left = divmod(outer, fold)
-    steps = _ceil_div(rows, rules.column.rows)
+    tile_rows = rules.column.rows
+    if view.gaps:
+        # Rows that cannot be folded: more of them fill a tile.
+        tile_rows = max(tile_rows, rules.column.size // itemsize // block)
+    steps = _ceil_div(rows, tile_rows)
     blocks = _ceil_div(columns, block)
     splits = min(rules.column.programs // blocks, rules.partials // columns, GRID_LIMIT)
     row_splits = _even(steps, splits)
@@ -246,9 +370,11 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
         kind=Kind.COLUMN,
         view=view,
         grid=(blocks, row_splits),
-        num_warps=rules.column.warps_for(block * rules.column.rows * itemsize),
+        num_warps=rules.column.warps_for(block * tile_rows * itemsize),
         partials=(row_splits * fold, channels, inner),
+        gaps=_gap_arguments(view, vector, "outer"),
         atomic=rules.atomic,
+        finish=False,
         sizes={
             "rows": rows,
             "vectors": columns // vector,
@@ -258,7 +384,7 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
         },
         constants={
             "V": vector,
-            "ROWS": rules.column.rows,
+            "ROWS": tile_rows,
             "BLOCK": block,
             "REMAINDER": left != 0,
         },
@@ -283,15 +409,42 @@ def sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     )
 
 
+def _not_columns(view: View) -> list[str]:
+    """Inputs whose rows of columns have gaps within, or several numbers for the rows."""
+    return [
+        name
+        for name, gaps in view.inputs.items()
+        if gaps.channel != 0 or (gaps.expanded and gaps.outer != 0)
+    ]
+
+
+def _gap_arguments(view: View, vector: int, *axes: str) -> dict[str, dict[str, int | None]]:
+    """The kernel's arguments for the gaps of each input: in vectors, None where it is dense."""
+    return {
+        name: {
+            f"{name}_{axis}_gap": None
+            if gaps == DENSE
+            else getattr(gaps, axis) // (1 if gaps.expanded else vector)
+            for axis in axes
+        }
+        for name, gaps in view.inputs.items()
+    }
+
+
+def _vector(view: View, itemsize: int) -> int:
+    """Elements of the widest access at which rows lie alike in all tensors."""
+    return math.gcd(VECTOR_BYTES // itemsize, view.gaps)
+
+
 def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     """Outer positions that make one row of columns, elements of a vector, columns of a tile.
 
     The fewest positions that make whole vectors and fill their tiles. Where `outer` holds too few
     for whole vectors, or their partial sums were too many though a single row of columns is the
-    slope itself, vectors are narrower.
+    slope itself, vectors are narrower. Rows with gaps are not folded.
     """
     row = view.channels * view.inner
-    whole = VECTOR_BYTES // itemsize
+    whole = _vector(view, itemsize)
     unfolded = math.gcd(row, whole)
     vector = min(whole, unfolded * _next_power_of_2(view.outer + 1) // 2)
     if view.inner == 1 and vector // unfolded * row > rules.partials:
@@ -300,6 +453,8 @@ def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     block = min(
         rules.column.size // itemsize // rules.column.rows, _next_power_of_2(view.outer * row)
     )
+    if view.gaps:
+        return 1, unfolded, min(block, _next_power_of_2(row))
     fold = view.outer // step * step
     # Rows of 1 / (1 - FULL_TILE) tiles are full whatever their length.
     for tiles in range(1, 21):

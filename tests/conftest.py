@@ -1,5 +1,6 @@
 """The same tests on a GPU and, without one, on the CPU with interpreted kernels."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -14,6 +15,16 @@ if not GPU:
 
 from prelu_gpu import launch  # noqa: E402
 from prelu_gpu.plan import gpu_rules  # noqa: E402
+
+with contextlib.suppress(ImportError):
+    from hypothesis import settings
+
+    # The same examples on every run; --hypothesis-profile=full draws new ones.
+    # On a GPU most of them compile kernels of their own.
+    examples = 50 if GPU else 500
+    settings.register_profile("default", max_examples=examples, deadline=None, derandomize=True)
+    settings.register_profile("full", max_examples=20_000, deadline=None, derandomize=False)
+    settings.load_profile("default")
 
 MARGIN = 64
 CANARY = 12345.0
@@ -90,10 +101,12 @@ def force(monkeypatch):
     For one multiprocessor, so that small tensors already make programs walk and split.
     """
 
-    def force_rules(kind=None, atomic=False):
+    def force_rules(kind=None, reduction="last program"):
         def rules(device, itemsize, backward):
             row = gpu_rules(1, itemsize, backward)
-            return dataclasses.replace(row, kind=kind, atomic=atomic)
+            finish = row.finish if reduction == "last program" else 0
+            atomic = reduction == "atomic"
+            return dataclasses.replace(row, kind=kind, finish=finish, atomic=atomic)
 
         monkeypatch.setattr(launch, "rules", rules)
 

@@ -15,6 +15,10 @@ PAIRS = (
 """Dtypes of the input and of the slope."""
 
 
+REDUCTIONS = ("last program", "second launch", "atomic")
+"""How partial slope gradients become one: what the `force` fixture takes."""
+
+
 def id_of(value):
     """A test id for dtypes, pairs of them and kinds."""
     if isinstance(value, tuple) and value and isinstance(value[0], torch.dtype):

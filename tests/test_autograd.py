@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import MARGIN
-from reference import assert_same, eager_backward, exact_grad_weight, id_of, randn
+from reference import REDUCTIONS, assert_same, eager_backward, exact_grad_weight, id_of, randn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -24,9 +24,9 @@ def weight(device):
 
 
 @pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN], ids=id_of)
-@pytest.mark.parametrize("atomic", [False, True])
-def test_only_the_gradients_that_are_needed(kind, atomic, x, weight, launches, force, monkeypatch):
-    force(kind, atomic)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_only_the_gradients_that_are_needed(kind, reduction, x, weight, launches, force):
+    force(kind, reduction)
     grad_y = randn(x.shape, x.dtype, x.device, seed=2)
     _, grad_x, grad_weight = eager_backward(x, weight, grad_y)
 
@@ -42,7 +42,9 @@ def test_only_the_gradients_that_are_needed(kind, atomic, x, weight, launches, f
     launches.clear()
     y.backward(grad_y)
     torch.testing.assert_close(weight.grad, grad_weight)
-    assert launches == ([backward] if atomic else [backward, "sum_partials"])
+    # A column is a sum of many programs' partials: no last program sums those.
+    second = reduction == "second launch" or (reduction, kind) == ("last program", Kind.COLUMN)
+    assert launches == [backward, *["sum_partials"] * second]
 
 
 def test_an_input_without_gradient_allocates_none(device, weight, force, guarded_allocations):

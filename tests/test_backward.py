@@ -5,6 +5,7 @@ import torch
 from reference import (
     DTYPES,
     PAIRS,
+    REDUCTIONS,
     assert_same,
     backward,
     channel_dim,
@@ -20,8 +21,6 @@ from prelu_gpu import leaky_relu, prelu
 from prelu_gpu.plan import Kind, gpu_rules
 
 pytestmark = pytest.mark.usefixtures("launches")
-
-REDUCTIONS = [pytest.param(False, id="two_stage"), pytest.param(True, id="atomic")]
 
 
 def tile(dtype):
@@ -59,23 +58,26 @@ def check(x, weight, grad_y, dim=1):
     assert (error <= (eager_grad_weight - exact).abs() + sum_error).all()
 
 
-@pytest.mark.parametrize("atomic", REDUCTIONS)
 @pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
 @pytest.mark.parametrize("kind", list(Kind), ids=id_of)
-def test_gradients_in_every_kind_of_tile(kind, dtypes, atomic, device, force):
-    force(kind, atomic)
+def test_gradients_in_every_kind_of_tile(kind, dtypes, device, force):
+    force(kind)
     for shape in cases(kind, dtypes[0]):
         slopes = (1,) if kind is Kind.FLAT else (shape[1],)
         x = randn(shape, dtypes[0], device)
         check(x, randn(slopes, dtypes[1], device, seed=1), randn(shape, dtypes[0], device, seed=2))
 
 
-@pytest.mark.parametrize("atomic", REDUCTIONS)
-@pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
+@pytest.mark.parametrize(
+    ("dtypes", "reduction"),
+    [*((dtypes, "last program") for dtypes in PAIRS)]
+    + [(PAIRS[0], reduction) for reduction in REDUCTIONS[1:]],
+    ids=id_of,
+)
 @pytest.mark.parametrize("kind", list(Kind), ids=id_of)
-def test_whole_numbers_sum_exactly(kind, dtypes, atomic, device, force):
+def test_whole_numbers_sum_exactly(kind, dtypes, reduction, device, force):
     """No element is left out or counted twice: not one part in the sum may be off."""
-    force(kind, atomic)
+    force(kind, reduction)
     for shape in cases(kind, dtypes[0]):
         slopes = (1,) if kind is Kind.FLAT else (shape[1],)
         x = integers(shape, dtypes[0], device)
@@ -199,6 +201,13 @@ def test_an_infinite_gradient_at_zero_makes_the_slope_gradient_nan(kind, device,
         assert backward(prelu, x, weight, grad_y)[2].isnan()
 
 
+def test_one_program_walks_rows_of_several_tiles_and_a_tail(device, force):
+    force(Kind.PLANE)
+    for inner in (2 * tile(torch.float32) + 4, 2 * tile(torch.float32) + 7):
+        x, grad_y = (integers((32, 2, inner), torch.float32, device, seed) for seed in (0, 1))
+        check(x, integers((2,), torch.float32, device, seed=2), grad_y)
+
+
 @pytest.mark.parametrize("kind", list(Kind), ids=id_of)
 def test_the_slope_gradient_alone(kind, device, force):
     force(kind)
@@ -226,7 +235,7 @@ def test_leaky_relu_gradient_of_a_sliced_input_by_a_kernel(device, launches):
     base = randn((4, 6, 10), torch.float32, device)
     x = base[:, 1:4].requires_grad_()
     (grad_x,) = torch.autograd.grad(leaky_relu(x, 0.2), x, torch.ones_like(x))
-    assert launches == ["plane_forward", "plane_backward"]
+    assert launches == ["column_forward", "column_backward"]
     assert torch.equal(grad_x, torch.where(x > 0, 1.0, 0.2))
 
 

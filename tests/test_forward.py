@@ -44,6 +44,13 @@ def test_planes_around_every_tile_edge(dtypes, kind, device, force):
         check(x, randn((3,), dtypes[1], device, seed=1))
 
 
+def test_one_program_walks_rows_of_several_tiles_and_a_tail(device, force):
+    force(Kind.PLANE)
+    for inner in (2 * TILE[torch.float32] + 4, 2 * TILE[torch.float32] + 7):
+        x = randn((32, 2, inner), torch.float32, device)
+        check(x, randn((2,), torch.float32, device, seed=1))
+
+
 @pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
 @pytest.mark.parametrize(
     ("outer", "channels", "inner"),
