@@ -18,6 +18,11 @@ else:
 KERNEL_DEVICES = ("cuda", "xpu")
 
 _PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
+_TRACING_MODES = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+    torch._C._TorchDispatchModeKey.PROXY,
+)
 _BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
@@ -50,17 +55,22 @@ def reason(device: torch.device) -> str:
 def is_plain(*tensors: Tensor) -> bool:
     """Whether nothing but plain execution sees a call.
 
-    Compilers, tracers, transforms, modes and tensor subclasses must see PyTorch's operators: the
-    memory behind their tensors is not what a kernel may read, or not there at all.
+    Compilers, tracers, transforms and tensor subclasses must see PyTorch's operators: the memory
+    behind their tensors is not what a kernel may read, or not there at all.
     """
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or (is_watched() and any(torch._C._get_dispatch_mode(key) for key in _TRACING_MODES))
         or any(type(tensor) not in _PLAIN_TYPES for tensor in tensors)
     )
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode sees the calls: they go through the dispatcher then."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_batched(tensor: Tensor) -> bool:

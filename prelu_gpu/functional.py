@@ -10,8 +10,8 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from . import eager
-from .backend import WITHOUT_TRITON, Backend, backend, is_plain
+from . import eager, ops
+from .backend import WITHOUT_TRITON, Backend, backend, is_plain, is_watched
 from .checks import check_negative_slope, check_prelu, check_tensor
 from .plan import is_dense
 
@@ -63,7 +63,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return y
-    return launch.prelu_forward(x, weight, channel_dim)
+    forward = ops.prelu_forward if is_watched() else launch.prelu_forward
+    return forward(x, weight, channel_dim)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -98,7 +99,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     slope = check_negative_slope(input, negative_slope)
     if backend(input.device) is Backend.EAGER or not is_plain(input):
         return eager.leaky_relu(input, slope, inplace)
-    if inplace and not _may_write(input):
+    if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
     if torch.is_grad_enabled() and input.requires_grad:
         y: Tensor = LeakyReLUFunction.apply(input, slope, inplace)  # type: ignore[no-untyped-call]
@@ -106,7 +107,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     if inplace:
         # Where a graph has saved the input, its backward must learn of the change.
         torch.autograd.graph.increment_version(input)
-    return launch.leaky_relu_forward(input, slope, inplace)
+        return launch.leaky_relu_forward_(input, slope)
+    forward = ops.leaky_relu_forward if is_watched() else launch.leaky_relu_forward
+    return forward(input, slope)
 
 
 def _may_write(x: Tensor) -> bool:

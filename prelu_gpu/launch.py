@@ -43,12 +43,14 @@ def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     return y
 
 
-def leaky_relu_forward(x: Tensor, negative_slope: float, inplace: bool) -> Tensor:
-    """Y of Leaky ReLU, as `prelu_forward`; `inplace` writes it into x, which is dense."""
-    y = x if inplace else torch.empty_like(x)
-    if x.numel() > 0:
-        _forward(x, *_fixed_slope(negative_slope, x), y, None)
-    return y
+def leaky_relu_forward(x: Tensor, negative_slope: float) -> Tensor:
+    """Y of Leaky ReLU, as `prelu_forward`."""
+    return _leaky_relu(x, negative_slope, torch.empty_like(x))
+
+
+def leaky_relu_forward_(x: Tensor, negative_slope: float) -> Tensor:
+    """Y of Leaky ReLU, written into x, which is dense."""
+    return _leaky_relu(x, negative_slope, x)
 
 
 def prelu_backward(
@@ -103,6 +105,12 @@ def _gpu_rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
     return gpu_rules(
         properties.multi_processor_count, itemsize, backward, warp_size=properties.warp_size
     )
+
+
+def _leaky_relu(x: Tensor, negative_slope: float, y: Tensor) -> Tensor:
+    if x.numel() > 0:
+        _forward(x, *_fixed_slope(negative_slope, x), y, None)
+    return y
 
 
 def _forward(

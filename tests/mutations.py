@@ -41,7 +41,7 @@ QUICK_TESTS = (
     *("test_backward.py", "test_forward.py", "test_strides.py"),
     *("test_property.py", "test_guards.py"),
 )
-EACH = 8
+EACH = 3
 START_LIMIT, QUICK_LIMIT, LIMIT = 60, 60, 240
 
 
@@ -98,7 +98,8 @@ def run_pytest(checkout: Path, path: str, stage: Stage) -> None:
     # Files of one length, changed within a second, have one bytecode.
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONPATH=str(checkout), PYTHONDONTWRITEBYTECODE="1")
-    options = ["-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--rootdir", str(checkout)]
+    options = ["-x", "-p", "no:cacheprovider", "--rootdir", str(checkout)]
+    options += ["--hypothesis-profile", "few"] if stage.mixed else []
     # Hypothesis is imported already.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     code = pytest.main([*stage.tests, *options], plugins=[Watch(checkout, path, stage)])

@@ -1,3 +1,5 @@
+import io
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,6 +71,25 @@ def test_backward_allocates_the_input_gradient_and_little_more(device, force, gu
         grad_x, *others = guarded_allocations.buffers
         assert grad_x.numel() - 2 * MARGIN == x.numel()
         assert sum(other.numel() - 2 * MARGIN for other in others) < x.numel()
+
+
+@pytest.mark.parametrize("kind", list(Kind), ids=id_of)
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=2)), ids=str)
+def test_all_combinations_of_gradients_that_are_needed(needs, kind, x, weight, force):
+    force(kind)
+    weight = weight[:1] if kind is Kind.FLAT else weight
+    grad_y = randn(x.shape, x.dtype, x.device, seed=2)
+    expected = eager_backward(x, weight, grad_y)[1:]
+    leaves = [t.detach().requires_grad_(need) for t, need in zip((x, weight), needs, strict=True)]
+    y = prelu(*leaves)
+    assert y.requires_grad == any(needs)
+    if any(needs):
+        y.backward(grad_y)
+    for leaf, gradient, need in zip(leaves, expected, needs, strict=True):
+        if need:
+            torch.testing.assert_close(leaf.grad, gradient)
+        else:
+            assert leaf.grad is None
 
 
 def test_no_graph_without_gradients(x, weight, launches):
@@ -212,9 +233,32 @@ class TestWhatSeesPyTorchsOperators:
         for transform in (
             lambda f: torch.vmap(f, (0, None))(x.unsqueeze(1), weight),
             lambda f: torch.func.jvp(f, (x, weight), (x, weight)),
+            lambda f: torch.func.vjp(f, x, weight)[1](x),
             lambda f: torch.func.jacrev(lambda x: f(x, weight).sum((0, 2)))(x),
+            lambda f: torch.func.jacrev(lambda w: f(x, w).sum((0, 2)))(weight),
+            lambda f: torch.func.jacfwd(lambda w: f(x, w).sum((0, 2)))(weight),
         ):
             torch.testing.assert_close(transform(function), transform(reference))
+
+    def test_hessian(self, function, reference, device):
+        x, weight = (randn(shape, torch.float64, device) for shape in ((2, 3), (3,)))
+        hessians = [
+            torch.func.hessian(lambda x, w, f=f: f(x, w).square().sum(), (0, 1))(x, weight)
+            for f in (function, reference)
+        ]
+        torch.testing.assert_close(*hessians)
+        assert hessians[0][0][1].any()
+
+    def test_gradients_per_sample(self, function, reference, x, weight):
+        gradients = []
+        for f in (function, reference):
+            loss = torch.func.grad(lambda w, sample, f=f: f(sample[None], w).square().sum())
+            gradients.append(torch.vmap(loss, (None, 0))(weight, x))
+        torch.testing.assert_close(*gradients)
+        alone = weight.detach().requires_grad_()
+        for sample, gradient in zip(x, gradients[0], strict=True):
+            loss = function(sample[None], alone).square().sum()
+            torch.testing.assert_close(gradient, torch.autograd.grad(loss, alone)[0])
 
     def test_forward_mode(self, function, reference, x, weight):
         with torch.autograd.forward_ad.dual_level():
@@ -252,6 +296,10 @@ class TestWhatSeesPyTorchsOperators:
         traced = torch.jit.trace(function, (x, weight))
         assert "PythonOp" not in str(traced.graph)
         torch.testing.assert_close(traced(2 * x, weight), reference(2 * x, weight))
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        loaded = torch.jit.load(io.BytesIO(file.getvalue()))
+        torch.testing.assert_close(loaded(2 * x, weight), reference(2 * x, weight))
 
     @pytest.mark.parametrize("mode", ["real", "fake"])
     def test_make_fx(self, function, reference, mode, x, weight):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,29 +23,35 @@ KINDS = {
     "column-channels-last": "column",
     "column-folded": "column",
     "odd-plane": "odd plane",
+    "sliced-plane": "plane",
+    "sliced-flat": "plane",
+    "sliced-column": "column",
 }
 OPS = ("forward", "backward")
 DTYPES = ("float32", "bfloat16")
 
 
-@pytest.fixture(scope="module")
-def reports():
-    # Kernels that were decorated under the interpreter cannot be compiled: hence a process.
-    environment = {name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.machine_code", "--json", "--case", *KINDS]
-    command += ["--target", *TARGETS, "--op", *OPS, "--dtype", *DTYPES]
+def compiled(*command):
+    """What a Python process prints that compiles: interpreted kernels cannot be compiled here."""
     done = subprocess.run(
-        command,
+        [sys.executable, *command],
         cwd=Path(__file__).parents[1],
-        env=environment,
+        env={name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reports():
+    command = ["-m", "benchmarks.machine_code", "--json", "--case", *KINDS]
+    command += ["--target", *TARGETS, "--op", *OPS, "--dtype", *DTYPES]
     return {
         (one["target"], one["case"], one["op"], one["dtype"]): one
-        for one in json.loads(done.stdout)
+        for one in json.loads(compiled(*command))
     }
 
 
@@ -71,3 +78,19 @@ def test_hot_loops_load_every_input_and_store_every_output(report):
 
 def test_nothing_spills(report):
     assert report["spilled_bytes"] == 0
+
+
+def test_a_barrier_stands_between_a_programs_partial_sum_and_its_count():
+    """Without it, nothing makes the sum visible to the last program before the count is."""
+    code = compiled(
+        "-c",
+        "from benchmarks.machine_code import *\n"
+        "f32 = torch.float32\n"
+        "case = GPUS['sm_90'], CASES['plane'], Op.BACKWARD, f32, f32\n"
+        "plan, kernel = compile_launch(*case)\n"
+        "assert plan.finish\n"
+        "print(kernel.asm['ptx'])",
+    )
+    steps = re.findall(r"st\.global|bar\.sync|atom\S+", code)
+    count = steps.index("atom.global.gpu.acq_rel.add.u32")
+    assert steps[count - 2 : count] == ["st.global", "bar.sync"]

@@ -1,0 +1,117 @@
+"""The counters by which the last program knows that it is: zeros before and after every launch."""
+
+import pytest
+import torch
+from reference import backward, integers, randn
+
+from prelu_gpu import launch, prelu
+from prelu_gpu.plan import Kind, View, gpu_rules, plan
+
+SHAPES = {Kind.FLAT: (1, 1, 5003), Kind.PLANE: (3, 2, 2064), Kind.ODD_PLANE: (3, 5, 515)}
+
+
+def arguments(kind, device, make=randn):
+    shape = SHAPES[kind]
+    x, grad_y = (make(shape, torch.float32, device, seed) for seed in (0, 1))
+    return x, make(shape[1:2], torch.float32, device, seed=2), grad_y
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_counters_are_zeros_after_every_launch_and_used_again(kind, device, force, monkeypatch):
+    monkeypatch.setattr(launch, "_COUNTERS", {})
+    force(kind)
+    for _ in range(3):
+        backward(prelu, *arguments(kind, device))
+        (counters,) = launch._COUNTERS.values()
+        assert counters.dtype == torch.int32
+        assert counters.numel() >= SHAPES[kind][1]
+        assert not counters.any()
+    first = counters
+    backward(prelu, *arguments(kind, device))
+    assert launch._COUNTERS[next(iter(launch._COUNTERS))] is first
+
+
+def test_more_channels_get_more_counters(device, monkeypatch):
+    monkeypatch.setattr(launch, "_COUNTERS", {})
+    few = launch._counters(device, 3)
+    assert launch._counters(device, few.numel()) is few
+    more = launch._counters(device, few.numel() + 1)
+    assert more.numel() == few.numel() + 1
+    assert launch._counters(device, 3) is more
+    assert not more.any()
+
+
+def test_a_counter_that_is_no_zero_would_be_seen(device, force):
+    """What the other tests rest on: the sum is the last program's, by its counter."""
+    force(Kind.PLANE)
+    x, weight, grad_y = arguments(Kind.PLANE, device)
+    launch._counters(device, 2)[0] = 1
+    try:
+        grad_weight = backward(prelu, x, weight, grad_y)[2]
+    finally:
+        launch._counters(device, 2).zero_()
+    exact = (torch.where(x > 0, 0, grad_y * x)).sum((0, 2))
+    assert not torch.allclose(grad_weight[0], exact[0])
+    assert torch.allclose(grad_weight[1], exact[1])
+
+
+def test_only_small_sums_of_planes_are_finished_by_the_last_program():
+    rules = gpu_rules(132, 4, True)
+    assert plan(View(128, 64, 12544), 4, rules).finish
+    assert not plan(View(128, 512, 49), 4, rules).finish  # columns
+    assert not plan(View(1, 8448, 4096), 4, rules).finish  # one program each: the sum itself
+    many_programs = gpu_rules(304, 4, True)
+    assert plan(View(1, 1, 2**24), 4, many_programs).finish
+    assert not plan(View(1, 1, 2**28), 4, many_programs).finish  # more than 64 KiB
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", SHAPES)
+def test_ten_thousand_repeats(kind, device, force):
+    force(kind)
+    x, weight, grad_y = arguments(kind, device, integers)
+    expected = launch.prelu_backward(grad_y, x, weight, 1, (True, True))
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    for _ in range(10_000):
+        given = launch.prelu_backward(grad_y, x, weight, 1, (True, True))
+        wrong += sum((a != b).sum() for a, b in zip(given, expected, strict=True))
+    assert wrong.item() == 0
+
+
+@pytest.mark.gpu
+def test_two_streams_at_once(device, force):
+    force(Kind.PLANE)
+    x, weight, grad_y = (t.to(device) for t in arguments(Kind.PLANE, "cpu", integers))
+    expected = launch.prelu_backward(grad_y, x, weight, 1, (True, True))[1]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    sums = [[], []]
+    torch.cuda.synchronize()
+    for _ in range(500):
+        for stream, found in zip(streams, sums, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(launch.prelu_backward(grad_y, x, weight, 1, (True, True))[1])
+    torch.cuda.synchronize()
+    assert all(torch.equal(found, expected) for found in (*sums[0], *sums[1]))
+    assert len({key for key in launch._COUNTERS if key[1] in {s.stream_id for s in streams}}) == 2
+
+
+@pytest.mark.gpu
+def test_replays_of_a_cuda_graph_on_two_streams_at_once(device, force, monkeypatch):
+    # Capture refuses what the guard does: it synchronises.
+    monkeypatch.setattr(launch, "torch", torch)
+    force(Kind.PLANE)
+    x, weight, grad_y = arguments(Kind.PLANE, device, integers)
+    expected = launch.prelu_backward(grad_y, x, weight, 1, (True, True))[1]
+    graphs, results = [], []
+    for _ in range(2):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            results.append(launch.prelu_backward(grad_y, x, weight, 1, (True, True))[1])
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for _ in range(500):
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, expected) for result in results)
