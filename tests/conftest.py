@@ -24,8 +24,6 @@ with contextlib.suppress(ImportError):
     examples = 50 if GPU else 500
     settings.register_profile("default", max_examples=examples, deadline=None, derandomize=True)
     settings.register_profile("full", max_examples=20_000, deadline=None, derandomize=False)
-    # For mutations.py, which runs the tests hundreds of times.
-    settings.register_profile("few", max_examples=60, deadline=None, derandomize=True)
     settings.load_profile("default")
 
 MARGIN = 64

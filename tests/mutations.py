@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from mutants import Mutant, mutants_of
 from rich.console import Console
 from rich.progress import track
@@ -99,7 +100,9 @@ def run_pytest(checkout: Path, path: str, stage: Stage) -> None:
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONPATH=str(checkout), PYTHONDONTWRITEBYTECODE="1")
     options = ["-x", "-p", "no:cacheprovider", "--rootdir", str(checkout)]
-    options += ["--hypothesis-profile", "few"] if stage.mixed else []
+    if stage.mixed:
+        settings.register_profile("few", max_examples=60, deadline=None, derandomize=True)
+        options += ["--hypothesis-profile", "few"]
     # Hypothesis is imported already.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     code = pytest.main([*stage.tests, *options], plugins=[Watch(checkout, path, stage)])

@@ -9,6 +9,9 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the mutation check forks processes", allow_module_level=True)
 
+for library in ("hypothesis", "rich"):
+    pytest.importorskip(library)
+
 from mutants import Mutant, mutants_of
 from mutations import Stage, reasons, run
 
