@@ -9,8 +9,8 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the mutation check forks processes", allow_module_level=True)
 
-for library in ("hypothesis", "rich"):
-    pytest.importorskip(library)
+pytest.importorskip("hypothesis")
+pytest.importorskip("rich")
 
 from mutants import Mutant, mutants_of
 from mutations import Stage, reasons, run
