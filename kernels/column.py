@@ -69,8 +69,9 @@ def column_forward(
     """Reads x once, writes y once."""
     row_split, row_splits = tl.program_id(1), tl.num_programs(1)
     column, exists = columns_of_program(vectors, V, BLOCK)
+    # In range for columns that do not exist, too.
     channel = column // inner % channels
-    weight = load_weight(weight_ptr, negative_slope, channel, exists, COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
         row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
@@ -114,8 +115,9 @@ def column_backward(
     """
     row_split, row_splits = tl.program_id(1), tl.num_programs(1)
     column, exists = columns_of_program(vectors, V, BLOCK)
+    # In range for columns that do not exist, too.
     channel = column // inner % channels
-    weight = load_weight(weight_ptr, negative_slope, channel, exists, COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
     # A thread adds up the two vectors that it holds of a tile: half the accumulators.
     HELD: tl.constexpr = 2 if ROWS > 1 else 1
     tile_sums = tl.zeros((ROWS // HELD, BLOCK), COMPUTE)

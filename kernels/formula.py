@@ -27,11 +27,11 @@ def prelu_grad_weight(grad_y, x):
 
 
 @triton.jit
-def load_weight(weight_ptr, negative_slope, channel, mask, COMPUTE: tl.constexpr):
+def load_weight(weight_ptr, negative_slope, channel, COMPUTE: tl.constexpr):
     """The slopes of channels: `negative_slope` for all of them where weight_ptr is None."""
     if weight_ptr is None:
         return tl.full(channel.shape, negative_slope, COMPUTE)
-    return tl.load(weight_ptr + channel, mask).to(COMPUTE)
+    return tl.load(weight_ptr + channel).to(COMPUTE)
 
 
 @triton.jit

@@ -101,7 +101,7 @@ def plane_forward(
     """Reads x once, writes y once."""
     outer_split, channel, tile_split = program()
     tile_splits = tl.num_programs(1).to(tl.int64)
-    weight = load_weight(weight_ptr, negative_slope, channel, None, COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
 
     for n in range(outer_split, outer, tl.num_programs(2)):
         start, body_start, tiles_end, body_end, end = row_bounds(
@@ -154,7 +154,7 @@ def plane_backward(
     """
     outer_split, channel, tile_split = program()
     tile_splits = tl.num_programs(1).to(tl.int64)
-    weight = load_weight(weight_ptr, negative_slope, channel, None, COMPUTE)
+    weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
     body_sums = tl.zeros((BLOCK // V,), COMPUTE)
     edge_sums = tl.zeros((2 * V,), COMPUTE)
 

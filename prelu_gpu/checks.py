@@ -44,7 +44,10 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
         f"{weight.numel()} and channel size = "
     )
     if input.dim() == 1:
-        raise RuntimeError(f"{mismatch}1. An input of fewer than two dimensions has one channel.")
+        raise RuntimeError(
+            f"{mismatch}1. An input of one dimension has one channel and takes one slope; "
+            ".unsqueeze(0) makes its dimension that of the channels."
+        )
     channel_dim = _wrap_dim(dim, input.dim())
     channels = input.shape[channel_dim]
     if channels != weight.numel():

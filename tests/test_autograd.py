@@ -126,6 +126,22 @@ def test_create_graph_gives_differentiable_gradients(device):
     assert torch.autograd.gradgradcheck(lambda x: leaky_relu(x.clone(), 0.3, inplace=True), (x,))
 
 
+def test_second_order_and_forward_mode_at_zero_are_pytorchs(device):
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan], device=device)
+    outcomes = []
+    for f in (prelu, torch.prelu):
+        leaves = [values.clone(), torch.tensor([0.3], device=device), torch.ones_like(values)]
+        x, weight, grad_y = (t.requires_grad_() for t in leaves)
+        first = torch.autograd.grad(f(x, weight), (x, weight), grad_y, create_graph=True)
+        tangents = [torch.ones_like(gradient) for gradient in first]
+        second = torch.autograd.grad(first, (x, weight, grad_y), tangents)
+        one = torch.ones_like(values)
+        _, tangent = torch.func.jvp(lambda x, w, f=f: f(x, w), (x, weight), (one, weight))
+        outcomes.append((*first, *second, tangent))
+    for ours, torchs in zip(*outcomes, strict=True):
+        assert_same(ours.detach(), torchs.detach())
+
+
 def test_one_graph_twice_and_gradients_that_accumulate(x, weight):
     grad_y = torch.ones_like(x)
     y = prelu(x, weight.requires_grad_())

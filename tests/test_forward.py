@@ -65,6 +65,11 @@ def test_columns(dtypes, outer, channels, inner, device, force):
     check(x, randn((channels,), dtypes[1], device, seed=1))
 
 
+def test_more_tiles_along_columns_than_down_the_rows(device, force):
+    force(Kind.COLUMN)
+    check(randn((20, 9000), torch.float32, device), randn((9000,), torch.float32, device, seed=1))
+
+
 @pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN, None], ids=id_of)
 @pytest.mark.parametrize(
     ("shape", "layout", "dim"),
