@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .backend import INTERPRETED, KERNEL_DEVICES
+from .backend import INTERPRETED
 from .kernels.column import column_backward, column_forward
 from .kernels.partials import sum_partials
 from .kernels.plane import plane_backward, plane_forward
@@ -101,7 +101,9 @@ def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
 def _gpu_rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
     properties = torch.get_device_module(device).get_device_properties(device)
     if device.type == "xpu":
-        return gpu_rules(properties.gpu_subslice_count, itemsize, backward)
+        row = gpu_rules(properties.gpu_subslice_count, itemsize, backward)
+        # The last program's barrier and counter are shown sound on NVIDIA and AMD only.
+        return dataclasses.replace(row, finish=0)
     return gpu_rules(
         properties.multi_processor_count, itemsize, backward, warp_size=properties.warp_size
     )
@@ -248,12 +250,12 @@ def _counters(device: torch.device, channels: int) -> Tensor:
     Launches on one stream follow each other, so a stream has one set of them. A CUDA graph, which
     may be replayed on any, has its own.
     """
+    stream = 0
     if device.type == "cuda":
         with _on(device):
             if torch.cuda.is_current_stream_capturing():
                 return torch.zeros(channels, dtype=torch.int32, device=device)
-    on_gpu = device.type in KERNEL_DEVICES
-    stream = torch.accelerator.current_stream(device).stream_id if on_gpu else 0
+            stream = torch.cuda.current_stream().cuda_stream
     counters = _COUNTERS.get((device, stream))
     if counters is None or counters.numel() < channels:
         counters = torch.zeros(max(channels, 1024), dtype=torch.int32, device=device)

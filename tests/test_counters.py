@@ -1,5 +1,8 @@
 """The counters by which the last program knows that it is: zeros before and after every launch."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 from reference import backward, integers, randn
@@ -65,6 +68,56 @@ def test_only_small_sums_of_planes_are_finished_by_the_last_program():
     assert not plan(View(1, 1, 2**28), 4, many_programs).finish  # more than 64 KiB
 
 
+class StandInForCuda:
+    """Torch, whose CUDA device is this machine's memory."""
+
+    int32 = torch.int32
+
+    def __init__(self):
+        self.capturing, self.stream = False, 1
+        self.cuda = self
+
+    def is_current_stream_capturing(self):
+        return self.capturing
+
+    def current_stream(self):
+        return SimpleNamespace(cuda_stream=self.stream)
+
+    def zeros(self, size, *, dtype, device):
+        return torch.zeros(size, dtype=dtype)
+
+
+def test_each_device_and_stream_and_each_graph_has_its_own_counters(monkeypatch):
+    cuda = StandInForCuda()
+    monkeypatch.setattr(launch, "_COUNTERS", {})
+    monkeypatch.setattr(launch, "torch", cuda)
+    monkeypatch.setattr(launch, "_on", lambda device: contextlib.nullcontext())
+    devices = [torch.device("cuda", index) for index in (0, 1)]
+    first = launch._counters(devices[0], 3)
+    assert launch._counters(devices[1], 3) is not first
+    cuda.stream = 2
+    assert launch._counters(devices[0], 3) is not first
+    cuda.stream = 1
+    assert launch._counters(devices[0], 3) is first
+    cuda.capturing = True
+    captured = [launch._counters(devices[0], 3) for _ in range(2)]
+    assert captured[0] is not captured[1]
+    assert all(counters is not first for counters in captured)
+    cuda.capturing = False
+    assert launch._counters(devices[0], 3) is first
+
+
+@pytest.mark.parametrize(("kind_of_device", "finishes"), [("cuda", True), ("xpu", False)])
+def test_the_last_program_finishes_where_that_is_shown_to_be_sound(
+    kind_of_device, finishes, monkeypatch
+):
+    properties = SimpleNamespace(multi_processor_count=132, gpu_subslice_count=64, warp_size=32)
+    module = SimpleNamespace(get_device_properties=lambda device: properties)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    rules = launch._gpu_rules.__wrapped__(torch.device(kind_of_device, 0), 4, True)
+    assert plan(View(8, 64, 4096), 4, rules).finish == finishes
+
+
 @pytest.fixture
 def unguarded_allocations(monkeypatch, guarded_allocations):
     """Thousands of launches leave no canaries behind, and capture refuses to fill them."""
@@ -100,7 +153,7 @@ def test_two_streams_at_once(device, force):
                 found.append(launch.prelu_backward(grad_y, x, weight, 1, (True, True))[1])
     torch.cuda.synchronize()
     assert all(torch.equal(found, expected) for found in (*sums[0], *sums[1]))
-    assert len({key for key in launch._COUNTERS if key[1] in {s.stream_id for s in streams}}) == 2
+    assert len({key for key in launch._COUNTERS if key[1] in {s.cuda_stream for s in streams}}) == 2
 
 
 @pytest.mark.gpu
