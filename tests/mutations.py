@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from mutants import Mutant, mutants_of
 from rich.console import Console
 from rich.progress import track
@@ -42,7 +42,7 @@ QUICK_TESTS = (
     *("test_backward.py", "test_forward.py", "test_strides.py"),
     *("test_property.py", "test_guards.py"),
 )
-EACH = 3
+EACH = 2
 START_LIMIT, QUICK_LIMIT, LIMIT = 60, 60, 240
 
 
@@ -101,7 +101,9 @@ def run_pytest(checkout: Path, path: str, stage: Stage) -> None:
     os.environ.update(PYTHONPATH=str(checkout), PYTHONDONTWRITEBYTECODE="1")
     options = ["-x", "-p", "no:cacheprovider", "--rootdir", str(checkout)]
     if stage.mixed:
-        settings.register_profile("few", max_examples=60, deadline=None, derandomize=True)
+        settings.register_profile(
+            "few", max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate]
+        )
         options += ["--hypothesis-profile", "few"]
     # Hypothesis is imported already.
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
