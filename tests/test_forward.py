@@ -65,9 +65,10 @@ def test_columns(dtypes, outer, channels, inner, device, force):
     check(x, randn((channels,), dtypes[1], device, seed=1))
 
 
-def test_more_tiles_along_columns_than_down_the_rows(device, force):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=id_of)
+def test_more_tiles_along_columns_than_down_the_rows(dtype, device, force):
     force(Kind.COLUMN)
-    check(randn((20, 9000), torch.float32, device), randn((9000,), torch.float32, device, seed=1))
+    check(randn((20, 9000), dtype, device), randn((9000,), dtype, device, seed=1))
 
 
 @pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN, None], ids=id_of)
