@@ -67,7 +67,7 @@ def column_forward(
     REMAINDER: tl.constexpr,
 ):
     """Reads x once, writes y once."""
-    row_split, row_splits = tl.program_id(1), tl.num_programs(1)
+    row_split, row_splits = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     column, exists = columns_of_program(vectors, V, BLOCK)
     # In range for columns that do not exist, too.
     channel = column // inner % channels
@@ -113,7 +113,7 @@ def column_backward(
     sums_ptr is a table of partial sums, (row_splits, columns), of which every program writes
     a run; with ATOMIC it is the zero-filled sums, (channels,).
     """
-    row_split, row_splits = tl.program_id(1), tl.num_programs(1)
+    row_split, row_splits = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     column, exists = columns_of_program(vectors, V, BLOCK)
     # In range for columns that do not exist, too.
     channel = column // inner % channels
@@ -146,5 +146,5 @@ def column_backward(
         if ATOMIC:
             tl.atomic_add(sums_ptr + channel, grad_weight, exists, sem="relaxed")
         else:
-            partials = row_split.to(tl.int64) * vectors * V + column
+            partials = row_split * vectors * V + column
             tl.store(sums_ptr + partials, grad_weight, exists)

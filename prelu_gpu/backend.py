@@ -64,7 +64,7 @@ def is_plain(*tensors: Tensor) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._is_tracing()
         or (is_watched() and any(torch._C._get_dispatch_mode(key) for key in _TRACING_MODES))
-        or any(type(tensor) not in _PLAIN_TYPES for tensor in tensors)
+        or any(type(tensor) not in _PLAIN_TYPES or tensor._is_zerotensor() for tensor in tensors)
     )
 
 

@@ -28,6 +28,7 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "The weight has the input's dtype, or float32 beside a half-precision input: "
             "cast one with .to(dtype)."
         )
+    dim = check_dim("prelu", dim)
     if weight.dim() == input.dim() > 1:
         _check_broadcast(input, weight)
         return None
@@ -59,12 +60,26 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
     return channel_dim
 
 
-def check_negative_slope(input: Tensor, negative_slope: float) -> float:
+def check_dim(function: str, dim: int) -> int:
+    """Checks that `dim` is an integer, whether or not it is in range."""
+    try:
+        return operator.index(dim)
+    except TypeError:
+        raise TypeError(
+            f"{function}(): argument 'dim' must be int, not {type(dim).__name__}"
+        ) from None
+
+
+def check_negative_slope(input: Tensor, negative_slope: float | Tensor) -> float:
     """Checks the slope of `leaky_relu`, and gives it as a float."""
+    if isinstance(negative_slope, Tensor) and negative_slope.dim() == 0:
+        # A number to PyTorch, unless a gradient would be lost.
+        negative_slope = negative_slope if negative_slope.requires_grad else negative_slope.item()
     if not isinstance(negative_slope, numbers.Real):
+        hint = " Slopes in a tensor are prelu's." if isinstance(negative_slope, Tensor) else ""
         raise TypeError(
             "leaky_relu(): argument 'negative_slope' (position 2) must be Number, not "
-            f"{type(negative_slope).__name__}. Slopes in a tensor are prelu's."
+            f"{type(negative_slope).__name__}.{hint}"
         )
     slope = float(negative_slope)
     if input.dtype != torch.float64 and _FLOAT32_MAX < abs(slope) < math.inf:
@@ -117,10 +132,6 @@ def _check_weight_dim(weight: Tensor) -> None:
 
 
 def _wrap_dim(dim: int, ndim: int) -> int:
-    try:
-        dim = operator.index(dim)
-    except TypeError:
-        raise TypeError(f"prelu(): argument 'dim' must be int, not {type(dim).__name__}") from None
     if not -ndim <= dim < ndim:
         raise IndexError(
             f"Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], "

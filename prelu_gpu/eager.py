@@ -46,7 +46,8 @@ def _slopes(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     """The slopes in a shape that broadcasts over the input."""
     if channel_dim is not None:
         return weight.view([-1 if d == channel_dim else 1 for d in range(input.dim())])
-    return weight.reshape(()) if weight.numel() == 1 else weight
+    # In the input's rank: the batching rules of vmap need it.
+    return weight.reshape([1] * input.dim()) if weight.numel() == 1 else weight
 
 
 def leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> Tensor:

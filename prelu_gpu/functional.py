@@ -1,6 +1,7 @@
 """The family as functions: checks, then the kernels or PyTorch's operators."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -55,6 +56,11 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     check_tensor("prelu", "input", 1, input)
     check_tensor("prelu", "weight", 2, weight)
     x, weight = _autocast(input, weight)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        with warnings.catch_warnings():
+            # The tracer's, of every shape that a check looks at.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            return eager.prelu(x, weight, check_prelu(x, weight, dim))
     channel_dim = check_prelu(x, weight, dim)
     if backend(x.device) is Backend.EAGER or not is_plain(x, weight):
         return eager.prelu(x, weight, channel_dim)

@@ -1,10 +1,12 @@
 """The family as modules: torch.nn's own, with another forward."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .checks import check_dim
 from .functional import leaky_relu, prelu
 
 
@@ -42,7 +44,7 @@ class PReLU(nn.PReLU):
         dim: int = 1,
     ) -> None:
         super().__init__(num_parameters, init, device, dtype)
-        if dim != 1:
+        if check_dim("PReLU", dim) != 1:
             self.dim = dim
 
     def forward(self, input: Tensor) -> Tensor:
@@ -59,9 +61,10 @@ class SharedAxesPReLU(nn.Module):
     """Keras's PReLU: a slope for each position of the input, but shared along some axes.
 
     Args:
-        input_shape: the input's shape without the batch.
-        shared_axes: the axes along which slopes are shared, counted as Keras does, with the batch
-            as 0; for pictures (batch, channels, height, width), [2, 3] makes one for each channel.
+        input_shape: the input's shape without the batch; None is allowed along shared axes.
+        shared_axes: the axes, or axis, along which slopes are shared, counted as Keras does, with
+            the batch as 0; for pictures (batch, channels, height, width), [2, 3] makes one for each
+            channel.
         init: the slopes' first value.
         device: of the slopes.
         dtype: of the slopes.
@@ -81,14 +84,20 @@ class SharedAxesPReLU(nn.Module):
 
     def __init__(
         self,
-        input_shape: Sequence[int],
-        shared_axes: Sequence[int] | None = None,
+        input_shape: Sequence[int | None],
+        shared_axes: Sequence[int] | int | None = None,
         init: float = 0.0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.shared_axes = None if shared_axes is None else list(shared_axes)
+        if not isinstance(input_shape, Sequence) or isinstance(input_shape, str):
+            raise TypeError(
+                "SharedAxesPReLU: input_shape must be the sizes of the input without the batch, as "
+                f"(64, 32, 32), not {type(input_shape).__name__}"
+            )
+        axes = [shared_axes] if isinstance(shared_axes, int) else shared_axes
+        self.shared_axes = None if axes is None else [operator.index(axis) for axis in axes]
         shape = list(input_shape)
         for axis in self.shared_axes or ():
             if not 1 <= axis <= len(shape):
@@ -97,7 +106,13 @@ class SharedAxesPReLU(nn.Module):
                     f"1 to {len(shape)}, the batch being 0; got {axis}"
                 )
             shape[axis - 1] = 1
-        self.weight = nn.Parameter(torch.full(shape, init, device=device, dtype=dtype))
+        sizes = [size for size in shape if size is not None]
+        if len(sizes) < len(shape):
+            raise ValueError(
+                f"SharedAxesPReLU: input_shape {tuple(input_shape)} must be known but along shared "
+                f"axes; axis {shape.index(None) + 1} is None: give its size, or share it"
+            )
+        self.weight = nn.Parameter(torch.full(sizes, float(init), device=device, dtype=dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies PReLU."""

@@ -1,7 +1,7 @@
 """The kernels as operators of PyTorch's dispatcher: `torch.ops.prelu_gpu`.
 
-For what must see each call there, as a dispatch mode; other calls save the time. Arguments are
-those of launch.py. No operator has a derivative of its own: autograd.py calls them.
+For what must see each call there, as a dispatch mode; other calls save the time. No operator has a
+derivative of its own: autograd.py calls them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import eager
 from .backend import WITHOUT_TRITON, Backend, backend
+from .checks import check_negative_slope, check_prelu, check_tensor
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
@@ -19,18 +20,31 @@ _LIBRARY: Any = torch.library.Library("prelu_gpu", "DEF")  # type: ignore[no-unt
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
-def _check(x: Tensor, weight: Tensor, channel_dim: int | None) -> None:
-    slopes = 1 if channel_dim is None else x.shape[channel_dim]
-    if weight.numel() != slopes:
+def _check(x: Tensor, weight: Tensor, channel_dim: int | None) -> int | None:
+    """Checks arguments as `prelu_gpu.prelu`; gives the slope's dimension."""
+    check_tensor("prelu", "input", 1, x)
+    check_tensor("prelu", "weight", 2, weight)
+    checked = check_prelu(x, weight, 1 if channel_dim is None else channel_dim)
+    if weight.numel() != 1 and (channel_dim is None or checked is None):
         raise RuntimeError(
-            f"torch.ops.prelu_gpu: got {weight.numel()} slopes for channel_dim={channel_dim} of an "
-            f"input of shape {tuple(x.shape)}, which has {slopes}. prelu_gpu.prelu checks and "
-            "broadcasts them."
+            f"torch.ops.prelu_gpu: got {weight.numel()} slopes of shape {tuple(weight.shape)} for "
+            f"channel_dim={channel_dim}. It takes one slope, or one for each channel along "
+            "channel_dim; prelu_gpu.prelu broadcasts others."
+        )
+    return checked
+
+
+def _check_gradient(grad_y: Tensor, x: Tensor) -> None:
+    given, expected = ((tuple(t.shape), t.dtype, str(t.device)) for t in (grad_y, x))
+    if given != expected:
+        raise RuntimeError(
+            f"torch.ops.prelu_gpu: got grad_y of {given} beside an input of {expected}: shape, "
+            "dtype and device must be the same. Convert it with .to() or .expand()."
         )
 
 
 def _prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
-    _check(x, weight, channel_dim)
+    channel_dim = _check(x, weight, channel_dim)
     if backend(x.device) is Backend.EAGER:
         return eager.prelu(x, weight, channel_dim)
     return launch.prelu_forward(x, weight, channel_dim)
@@ -39,32 +53,50 @@ def _prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
 def _prelu_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, channel_dim: int | None, needs: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    _check(x, weight, channel_dim)
-    needed = needs[0], needs[1]
+    channel_dim = _check(x, weight, channel_dim)
+    _check_gradient(grad_y, x)
+    needs_x, needs_weight = needs
     if backend(x.device) is Backend.EAGER:
-        return eager.prelu_backward(grad_y, x, weight, channel_dim, needed)
-    return launch.prelu_backward(grad_y, x, weight, channel_dim, needed)
+        return eager.prelu_backward(grad_y, x, weight, channel_dim, (needs_x, needs_weight))
+    return launch.prelu_backward(grad_y, x, weight, channel_dim, (needs_x, needs_weight))
 
 
 def _leaky_relu(x: Tensor, negative_slope: float) -> Tensor:
+    check_tensor("leaky_relu", "input", 1, x)
+    check_negative_slope(x, negative_slope)
     if backend(x.device) is Backend.EAGER:
         return eager.leaky_relu(x, negative_slope, False)
     return launch.leaky_relu_forward(x, negative_slope)
 
 
 def _leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) -> Tensor:
+    check_tensor("leaky_relu", "input", 2, saved)
+    check_negative_slope(saved, negative_slope)
+    _check_gradient(grad_y, saved)
     if backend(saved.device) is Backend.EAGER:
         return eager.leaky_relu_backward(grad_y, saved, negative_slope, False)
     return launch.leaky_relu_backward(grad_y, saved, negative_slope)
 
 
+def _fake_prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    _check(x, weight, channel_dim)
+    return torch.empty_like(x)
+
+
 def _fake_prelu_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, channel_dim: int | None, needs: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
+    _check(x, weight, channel_dim)
+    _check_gradient(grad_y, x)
     return (
         torch.empty_like(x) if needs[0] else None,
         torch.empty_like(weight) if needs[1] else None,
     )
+
+
+def _fake_leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) -> Tensor:
+    _check_gradient(grad_y, saved)
+    return torch.empty_like(saved)
 
 
 def _define(schema: str, implementation: Any, fake: Any) -> Any:
@@ -78,7 +110,7 @@ def _define(schema: str, implementation: Any, fake: Any) -> Any:
 prelu_forward = _define(
     "prelu(Tensor input, Tensor weight, int? channel_dim) -> Tensor",
     _prelu,
-    lambda x, weight, channel_dim: torch.empty_like(x),
+    _fake_prelu,
 )
 prelu_backward = _define(
     "prelu_backward(Tensor grad_y, Tensor input, Tensor weight, int? channel_dim, bool[2] needs)"
@@ -94,5 +126,5 @@ leaky_relu_forward = _define(
 leaky_relu_backward = _define(
     "leaky_relu_backward(Tensor grad_y, Tensor saved, float negative_slope) -> Tensor",
     _leaky_relu_backward,
-    lambda grad_y, saved, negative_slope: torch.empty_like(saved),
+    _fake_leaky_relu_backward,
 )

@@ -17,6 +17,9 @@ VECTOR_BYTES = 16
 GRID_LIMIT = 65535
 """Most programs along a grid's second and third axis."""
 
+CHANNELS_LIMIT = 2**31 - 1
+"""Most programs along a grid's first axis."""
+
 COLUMNS_LIMIT = 2**30
 """Columns are numbered in 32 bits, the padding of the last tile included."""
 
@@ -330,6 +333,11 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
 
 def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
     outer, channels, inner = view[:3]
+    if channels > CHANNELS_LIMIT:
+        raise RuntimeError(
+            f"prelu_gpu: got {channels} slopes; up to {CHANNELS_LIMIT} have kernels. "
+            "torch.prelu takes more."
+        )
     vector = _vector(view, itemsize)
     block = min(rules.plane.size // itemsize, max(vector, _next_power_of_2(inner)))
     tiles = _ceil_div(inner, block)

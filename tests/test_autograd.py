@@ -6,7 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import MARGIN
-from reference import REDUCTIONS, assert_same, eager_backward, exact_grad_weight, id_of, randn
+from reference import (
+    REDUCTIONS,
+    assert_same,
+    backward,
+    eager_backward,
+    exact_grad_weight,
+    id_of,
+    randn,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -307,7 +315,7 @@ class TestWhatSeesPyTorchsOperators:
         compiled = torch.compile(function, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x, weight), reference(x, weight))
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_jit_trace(self, function, reference, x, weight):
         traced = torch.jit.trace(function, (x, weight))
         assert "PythonOp" not in str(traced.graph)
@@ -326,6 +334,30 @@ class TestWhatSeesPyTorchsOperators:
         given, expected = (f(TwoTensor(x, 2 * x), weight) for f in (function, reference))
         torch.testing.assert_close(given.a, expected.a)
         torch.testing.assert_close(given.b, expected.b)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float16], ids=id_of)
+@pytest.mark.parametrize("weight_shape", [(1,), (), (1, 1)], ids=str)
+def test_vmap_over_slopes_that_are_one_in_each_call(weight_shape, given, device):
+    """As an ensemble of models has them, of as many models as the last dimension, and not."""
+    for models in (5, 4):
+        x = randn((models, 3, 5), torch.float32, device).to(given)
+        weight = randn((models, *weight_shape), torch.float32, device, seed=1)
+        gradients = torch.vmap(torch.func.grad(lambda x, w: prelu(x, w).sum(), (0, 1)))(x, weight)
+        for model in range(models):
+            expected = backward(prelu, x[model], weight[model], torch.ones_like(x[model]))[1:]
+            for ours, alone in zip(gradients, expected, strict=True):
+                torch.testing.assert_close(ours[model], alone)
+
+
+@pytest.mark.parametrize("function", [prelu, leaky], ids=["prelu", "leaky_relu"])
+def test_zerotensors(function, device):
+    zeros = torch._efficientzerotensor((2, 3), device=device)
+    x, weight = randn((2, 3), torch.float32, device), torch.ones(3, device=device)
+    assert torch.equal(function(zeros, weight), torch.zeros(2, 3, device=device))
+    y = function(x.requires_grad_(), weight)
+    (grad_x,) = torch.autograd.grad(y, x, zeros)
+    assert torch.equal(grad_x, torch.zeros(2, 3, device=device))
 
 
 def test_fx_keeps_our_functions_and_their_arguments(x, weight):

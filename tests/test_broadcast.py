@@ -104,3 +104,24 @@ def test_shared_axes_prelu_refuses_what_keras_refuses():
         module(torch.zeros(2, 4, 6))
     with pytest.raises(RuntimeError, match="must match the size"):
         module(torch.zeros(2, 4, 6, 7))
+
+
+def test_shared_axes_prelu_takes_kerass_arguments():
+    assert prelu_gpu.SharedAxesPReLU((3, 4), 2, init=0).weight.shape == (3, 1)
+    assert prelu_gpu.SharedAxesPReLU((None, 4), [1]).weight.shape == (1, 4)
+    assert prelu_gpu.SharedAxesPReLU([3, 4], init=1).weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((3,), TypeError, "input_shape must be the sizes of the input without the batch.* not int"),
+        (("34",), TypeError, "input_shape must be .* not str"),
+        (((None, 4), [2]), ValueError, "axis 1 is None: give its size, or share it"),
+        (((3, 4), [1.0]), TypeError, "'float' object cannot be interpreted as an integer"),
+        (((3, 4), "12"), TypeError, "'str' object cannot be interpreted as an integer"),
+    ],
+)
+def test_shared_axes_prelu_refuses_wrong_arguments(arguments, error, words):
+    with pytest.raises(error, match=words):
+        prelu_gpu.SharedAxesPReLU(*arguments)

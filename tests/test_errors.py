@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prelu_gpu import launch, leaky_relu, prelu
+from prelu_gpu import PReLU, launch, leaky_relu, prelu
 
 X = torch.zeros(2, 3, 4)
 W = torch.zeros(3)
@@ -125,3 +125,27 @@ def test_in_place_on_what_may_not_be_written():
     with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
         leaky_relu(overlapping, inplace=True)
     assert overlapping.tolist() == [[-1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("dim", ["1", 1.0, None])
+@pytest.mark.parametrize("slopes", [1, 3])
+def test_a_dim_that_is_no_integer(slopes, dim):
+    with pytest.raises(TypeError, match=r"argument 'dim' must be int, not (str|float|NoneType)"):
+        prelu(X, torch.zeros(slopes), dim=dim)
+    with pytest.raises(TypeError, match=r"PReLU\(\): argument 'dim' must be int, not"):
+        PReLU(slopes, dim=dim)
+
+
+def test_a_slope_of_leaky_relu_in_a_tensor_is_a_number_where_it_is_one_to_pytorch(monkeypatch):
+    monkeypatch.undo()
+    x = torch.tensor([-1.0, 2.0])
+    slope = torch.tensor(0.3)
+    assert torch.equal(leaky_relu(x, slope), torch.nn.functional.leaky_relu(x, slope))
+    for refused in (torch.tensor([0.3]), torch.tensor(0.3, requires_grad=True)):
+        for function in (leaky_relu, torch.nn.functional.leaky_relu):
+            with pytest.raises(TypeError, match="argument 'negative_slope'"):
+                function(x, refused)
+        with pytest.raises(TypeError, match="Slopes in a tensor are prelu's"):
+            leaky_relu(x, refused)
+    with pytest.raises(TypeError, match=r"must be Number, not str\.$"):
+        leaky_relu(x, "0.1")

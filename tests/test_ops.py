@@ -75,13 +75,53 @@ def test_operators_where_there_are_no_kernels(monkeypatch, launches):
     launches.append("none, as it should be")
 
 
-def test_operators_refuse_slopes_that_are_no_channels(device):
-    x = torch.zeros(2, 3, device=device)
-    for weight, channel_dim in ((torch.ones(2), 1), (torch.ones(3), None), (torch.ones(3), 0)):
-        with pytest.raises(RuntimeError, match=r"got \d slopes for channel_dim=.* prelu_gpu.prelu"):
-            ops.prelu_forward(x, weight.to(device), channel_dim)
-        with pytest.raises(RuntimeError, match=r"got \d slopes for channel_dim="):
-            ops.prelu_backward(x, x, weight.to(device), channel_dim, [True, True])
+X, W = torch.zeros(2, 3, 4), torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "channel_dim", "words"),
+    [
+        (X, W, None, "got 3 slopes of shape .3,. for channel_dim=None. It takes one slope, or one"),
+        (X, torch.zeros(1, 3, 1), 1, "got 3 slopes of shape .1, 3, 1. for channel_dim=1"),
+        (X, W, 0, "Found parameter numbers = 3 and channel size = 2"),
+        (X, W, 7, "Dimension out of range"),
+        (X, W.to("meta"), 1, "on the same device"),
+        (X.int(), torch.zeros(1), None, "not implemented for 'int32'"),
+        (X.double(), W, 1, "Type promoting not supported"),
+        (X.to_sparse(), W, 1, "expected a dense input"),
+    ],
+)
+def test_operators_refuse_what_prelu_refuses(x, weight, channel_dim, words):
+    with pytest.raises((RuntimeError, IndexError), match=words):
+        ops.prelu_forward(x, weight, channel_dim)
+    with pytest.raises((RuntimeError, IndexError), match=words):
+        ops.prelu_backward(x, x, weight, channel_dim, [True, True])
+
+
+@pytest.mark.parametrize(
+    "grad_y", [torch.zeros(2, 3, 1), X.double(), X.to("meta"), torch.zeros(2, 3)], ids=str
+)
+def test_operators_refuse_gradients_that_are_not_like_the_input(grad_y):
+    with pytest.raises(RuntimeError, match=r"got grad_y of .* beside an input of .* same. Convert"):
+        ops.prelu_backward(grad_y, X, W, 1, [True, True])
+    with pytest.raises(RuntimeError, match=r"got grad_y of .* beside an input of .* same. Convert"):
+        ops.leaky_relu_backward(grad_y, X, 0.1)
+
+
+def test_leaky_operators_refuse_what_leaky_relu_refuses():
+    for function in (ops.leaky_relu_forward, lambda x, s: ops.leaky_relu_backward(x, x, s)):
+        with pytest.raises(RuntimeError, match="without overflow"):
+            function(X, 1e39)
+        with pytest.raises(RuntimeError, match="not implemented for 'int32'"):
+            function(X.int(), 0.1)
+
+
+def test_a_channel_dim_counted_from_the_back(device):
+    x, weight = randn((2, 3, 4), torch.float32, device), randn((4,), torch.float32, device, seed=1)
+    assert torch.equal(ops.prelu_forward(x, weight, -1), prelu(x, weight, dim=-1))
+    given = ops.prelu_backward(x, x, weight, -1, [True, True])
+    for value, expected in zip(given, backward(prelu, x, weight, x, dim=-1)[1:], strict=True):
+        assert torch.equal(value, expected)
 
 
 class Recorder(TorchDispatchMode):

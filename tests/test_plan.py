@@ -214,6 +214,14 @@ def test_exactly_as_many_columns_as_there_may_be(layout, backward):
     assert plan(layout, 2, rules(2, backward)).view == layout
 
 
+def test_more_channels_than_a_grid_has_programs():
+    for layout in (View(1, 2**31, 1), View(5, 2**31 + 3, 1), View(1, 2**31, 2)):
+        with pytest.raises(
+            RuntimeError, match=r"slopes; up to 2147483647 have kernels. torch.prelu"
+        ):
+            plan(layout, 2, rules(2))
+
+
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 @pytest.mark.parametrize("backward", [False, True])
 def test_no_thread_is_left_without_a_whole_vector(itemsize, backward):
