@@ -60,12 +60,6 @@ def owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK: tl.constexp
 
 
 @triton.jit
-def tile_offsets(tile, V: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile's offsets; without a mask, the compiler must be told of the alignment."""
-    return tl.multiple_of(tile + tl.arange(0, BLOCK), V)
-
-
-@triton.jit
 def edge_offsets(start, body_start, body_end, end, V: tl.constexpr):
     """Offsets and mask, in 2 * V lanes, of a row's elements before and after its aligned body."""
     lane = tl.arange(0, 2 * V)
@@ -109,11 +103,11 @@ def plane_forward(
         )
         x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
         for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
-            offsets = tile_offsets(tile, V, BLOCK)
+            offsets = tile + tl.arange(0, BLOCK)
             forward_tile(x_row, weight, y_ptr, offsets, None, COMPUTE)
         if tiles_end < body_end:
             if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
-                offsets = tile_offsets(tiles_end, V, BLOCK)
+                offsets = tiles_end + tl.arange(0, BLOCK)
                 forward_tile(x_row, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
         if EDGES:
             if tile_split == 0:
@@ -167,14 +161,14 @@ def plane_backward(
             grad_y_ptr, n, channel, grad_y_outer_gap, grad_y_channel_gap, 1 if EXPANDED else V
         )
         for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
-            offsets = tile_offsets(tile, V, BLOCK)
+            offsets = tile + tl.arange(0, BLOCK)
             shares = backward_tile(
                 grad_y_row, x_row, weight, grad_x_ptr, offsets, None, COMPUTE, EXPANDED
             )
             body_sums += sum_vectors(shares, V, BLOCK)
         if tiles_end < body_end:
             if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
-                offsets = tile_offsets(tiles_end, V, BLOCK)
+                offsets = tiles_end + tl.arange(0, BLOCK)
                 mask = offsets < body_end
                 shares = backward_tile(
                     grad_y_row, x_row, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED

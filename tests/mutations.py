@@ -42,7 +42,7 @@ QUICK_TESTS = (
     *("test_backward.py", "test_forward.py", "test_strides.py"),
     *("test_property.py", "test_guards.py"),
 )
-EACH = 2
+EACH = 6
 START_LIMIT, QUICK_LIMIT, LIMIT = 60, 60, 240
 
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import GPU
 from reference import backward, integers, randn
 
 from prelu_gpu import launch, prelu
+from prelu_gpu.kernels import partials
 from prelu_gpu.plan import Kind, View, gpu_rules, plan
 
 SHAPES = {Kind.FLAT: (1, 1, 5003), Kind.PLANE: (3, 2, 2064), Kind.ODD_PLANE: (3, 5, 515)}
@@ -56,6 +58,21 @@ def test_a_counter_that_is_no_zero_would_be_seen(device, force):
     exact = (torch.where(x > 0, 0, grad_y * x)).sum((0, 2))
     assert not torch.allclose(grad_weight[0], exact[0])
     assert torch.allclose(grad_weight[1], exact[1])
+
+
+@pytest.mark.skipif(GPU, reason="a GPU's programs cannot be watched")
+@pytest.mark.parametrize("kind", SHAPES)
+def test_one_program_of_each_channel_adds_up(kind, device, force, monkeypatch):
+    sums, sum_channels = [], partials.sum_channels
+
+    def counted(*arguments):
+        sums.append(arguments)
+        sum_channels(*arguments)
+
+    monkeypatch.setattr(partials, "sum_channels", counted)
+    force(kind)
+    backward(prelu, *arguments(kind, device))
+    assert len(sums) == SHAPES[kind][1]
 
 
 def test_only_small_sums_of_planes_are_finished_by_the_last_program():

@@ -65,6 +65,11 @@ def test_columns(dtypes, outer, channels, inner, device, force):
     check(x, randn((channels,), dtypes[1], device, seed=1))
 
 
+def test_more_channels_than_programs_down_the_rows(device, force):
+    force(Kind.PLANE)
+    check(randn((3, 40, 8), torch.float32, device), randn((40,), torch.float32, device, seed=1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=id_of)
 def test_more_tiles_along_columns_than_down_the_rows(dtype, device, force):
     force(Kind.COLUMN)

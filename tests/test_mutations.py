@@ -129,7 +129,7 @@ def test_outcomes_of_a_small_project(tmp_path):
         broken("import os\ndef f(n):\n    os.abort()\n"),
         broken("1 / 0\n"),
     ]
-    stages = [Stage(["tests/test_one.py"], 2, mixed=True), Stage(["tests/test_two.py"], 20)]
+    stages = [Stage(["tests/test_one.py"], 5, mixed=True), Stage(["tests/test_two.py"], 20)]
     results = list(run(root, [(mutant, stages) for mutant in mutants], jobs=2))
     assert [result[:2] for result in results] == [
         ("survived", ""),
