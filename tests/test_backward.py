@@ -17,8 +17,9 @@ from reference import (
     randn,
 )
 
-from prelu_gpu import leaky_relu, prelu
-from prelu_gpu.plan import Kind, gpu_rules
+from prelu_gpu import launch, leaky_relu, prelu
+from prelu_gpu.kernels.partials import sum_partials
+from prelu_gpu.plan import Kind, gpu_rules, sum_plan
 
 pytestmark = pytest.mark.usefixtures("launches")
 
@@ -215,6 +216,17 @@ def test_the_slope_gradient_alone(kind, device, force):
     weight = torch.ones(1 if kind is Kind.FLAT else 2, device=device, requires_grad=True)
     prelu(x, weight).backward(grad_y)
     assert torch.equal(weight.grad, exact_grad_weight(x, weight, grad_y)[0].float())
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8, 19])
+@pytest.mark.parametrize(("splits", "inner"), [(700, 3), (3, 700), (1, 1), (1, 2000), (1025, 1)])
+def test_the_second_stage_in_tiles_of_a_gpu(splits, channels, inner, device):
+    partials = integers((splits, channels, inner), torch.float32, device)
+    grad_weight = torch.full((channels + 1,), torch.nan, device=device)
+    plan = sum_plan(partials.shape, interpreted=False)
+    launch.run(sum_partials, plan, (partials,), (grad_weight,))
+    assert torch.equal(grad_weight[:channels], partials.sum((0, 2)))
+    assert grad_weight[channels].isnan()
 
 
 def test_slopes_that_are_not_contiguous(device):
