@@ -40,7 +40,7 @@ LEFT_OUT = shutil.ignore_patterns(
 # The tests of the kernels' results come first, EACH parameters of each; survivors meet all tests.
 QUICK_TESTS = (
     *("test_backward.py", "test_forward.py", "test_strides.py"),
-    *("test_property.py", "test_guards.py"),
+    *("test_counters.py", "test_property.py", "test_guards.py"),
 )
 EACH = 6
 START_LIMIT, QUICK_LIMIT, LIMIT = 60, 60, 240
