@@ -246,7 +246,7 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
     Plane programs are many waves, which even out their ends. Column programs leave partial sums,
     kept to 2**18: narrow tiles of many rows, and eight programs a multiprocessor, about what its
     registers hold at once. With eight rows or more these sums, written and read, add under a tenth
-    to the traffic. Up to 2**14 plane sums, 64 KiB, one program reads in about the time of a launch.
+    to the traffic. That last programs add up 2**14 plane sums, 64 KiB, at most, is a guess.
     """
     vectors = 4 if itemsize == 2 and not backward else 2
     size = vectors * 4 * warp_size * VECTOR_BYTES

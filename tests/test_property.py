@@ -427,3 +427,9 @@ def test_leaky_relu_of_the_slope_minus_zero(dtype):
     expected = torch.nn.functional.leaky_relu(x, -0.0)
     assert expected.signbit().tolist() == [False, False, True, False]
     assert_same(leaky_relu(x, -0.0), expected)
+
+
+def test_a_slice_in_bfloat16_is_read_at_its_strides():
+    memory = Numbers("normal", 0).tensor(6, torch.bfloat16)
+    x, weight = memory.view(2, 3)[:, :2], torch.tensor(0.25, dtype=torch.bfloat16, device=DEVICE)
+    assert_same(prelu(x, weight), torch.prelu(x, weight))
