@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import eager, launch, ops
-from .backend import is_batched, is_plain, is_watched
+from . import eager, launch
+from .backend import is_batched, is_plain
+from .ops import kernels
 
 
 class PReLUFunction(torch.autograd.Function):
@@ -17,18 +18,16 @@ class PReLUFunction(torch.autograd.Function):
         """Runs the forward kernel."""
         ctx.save_for_backward(x, weight)
         ctx.channel_dim = channel_dim
-        forward = ops.prelu_forward if is_watched() else launch.prelu_forward
-        return forward(x, weight, channel_dim)
+        y: Tensor = kernels().prelu_forward(x, weight, channel_dim)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Runs the backward kernel for the gradients that are needed."""
         x, weight = ctx.saved_tensors
-        backward: Any = eager.prelu_backward
-        if _by_kernel(grad_y, x, weight):
-            backward = ops.prelu_backward if is_watched() else launch.prelu_backward
+        served_by = kernels() if _by_kernel(grad_y, x, weight) else eager
         needs = ctx.needs_input_grad[:2]
-        return *backward(grad_y, x, weight, ctx.channel_dim, needs), None
+        return *served_by.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
 
 
 class LeakyReLUFunction(torch.autograd.Function):
@@ -42,8 +41,7 @@ class LeakyReLUFunction(torch.autograd.Function):
             ctx.mark_dirty(x)
             y = launch.leaky_relu_forward_(x, negative_slope)
         else:
-            forward = ops.leaky_relu_forward if is_watched() else launch.leaky_relu_forward
-            y = forward(x, negative_slope)
+            y = kernels().leaky_relu_forward(x, negative_slope)
         ctx.save_for_backward(y if inplace else x)
         return y
 
@@ -54,8 +52,7 @@ class LeakyReLUFunction(torch.autograd.Function):
         # PyTorch's operator has the error for a negative slope in place.
         refused = ctx.inplace and not ctx.negative_slope >= 0
         if _by_kernel(grad_y, saved) and not refused:
-            backward = ops.leaky_relu_backward if is_watched() else launch.leaky_relu_backward
-            return backward(grad_y, saved, ctx.negative_slope), None, None
+            return kernels().leaky_relu_backward(grad_y, saved, ctx.negative_slope), None, None
         return (
             eager.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace),
             None,

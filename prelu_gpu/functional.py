@@ -11,9 +11,10 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from . import eager, ops
+from . import eager
 from .backend import WITHOUT_TRITON, Backend, backend, is_plain, is_watched
 from .checks import check_negative_slope, check_prelu, check_tensor
+from .ops import kernels
 from .plan import is_dense
 
 if WITHOUT_TRITON is None:
@@ -68,9 +69,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         return _prelu_broadcast(x, weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
-        return y
-    forward = ops.prelu_forward if is_watched() else launch.prelu_forward
-    return forward(x, weight, channel_dim)
+    else:
+        y = kernels().prelu_forward(x, weight, channel_dim)
+    return y
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -109,13 +110,13 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         return eager.leaky_relu(input, slope, inplace)
     if torch.is_grad_enabled() and input.requires_grad:
         y: Tensor = LeakyReLUFunction.apply(input, slope, inplace)  # type: ignore[no-untyped-call]
-        return y
-    if inplace:
+    elif inplace:
         # Where a graph has saved the input, its backward must learn of the change.
         torch.autograd.graph.increment_version(input)
-        return launch.leaky_relu_forward_(input, slope)
-    forward = ops.leaky_relu_forward if is_watched() else launch.leaky_relu_forward
-    return forward(input, slope)
+        y = launch.leaky_relu_forward_(input, slope)
+    else:
+        y = kernels().leaky_relu_forward(input, slope)
+    return y
 
 
 def _may_write(x: Tensor) -> bool:

@@ -4,13 +4,14 @@ For what must see each call there, as a dispatch mode; other calls save the time
 derivative of its own: autograd.py calls them.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import eager
-from .backend import WITHOUT_TRITON, Backend, backend
+from .backend import WITHOUT_TRITON, Backend, backend, is_watched
 from .checks import check_negative_slope, check_prelu, check_tensor
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -128,3 +129,8 @@ leaky_relu_backward = _define(
     _leaky_relu_backward,
     _fake_leaky_relu_backward,
 )
+
+
+def kernels() -> Any:
+    """The module to call kernels in: this one where calls are watched, else launch.py."""
+    return sys.modules[__name__] if is_watched() else launch
