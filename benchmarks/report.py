@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import CASES
+from benchmarks.cases import CURVES, MODELS
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -57,11 +57,14 @@ TRAINING_COLUMNS = RUN_COLUMNS | {
 }  # fmt: skip
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
+CURVE_NAMES = {case.name for case in CURVES}
+MODEL_SETTINGS = {(case.name, case.dtype_name, case.slope_dtype_name) for case in MODELS}
+
 INK, GREY, LIGHT = "#222222", "#666666", "#e6e6e6"
 FASTER, SLOWER = "#0072B2", "#D55E00"
 PROVIDER_COLORS = {"prelu_gpu": FASTER, "eager": SLOWER, "compile": "#117733", "jax": "#AA3377"}
-CURVES = "Speed of forward and backward against size, as a percentage of a copy's"
-SPEEDUP = "Forward and backward together, against torch.nn.PReLU in eager mode"
+CURVES_TITLE = "Speed of forward and backward against size, as a percentage of a copy's"
+SPEEDUP_TITLE = "Forward and backward together, against torch.nn.PReLU in eager mode"
 
 
 class Setting(NamedTuple):
@@ -82,7 +85,7 @@ class Setting(NamedTuple):
     @property
     def is_curve(self) -> bool:
         """Whether it is a point of a curve over sizes."""
-        return self.case.startswith("curve-")
+        return self.case in CURVE_NAMES
 
     @property
     def dtypes(self) -> str:
@@ -281,8 +284,8 @@ def fail(message: str) -> int:
 
 
 def find(folder: Path) -> list[Path]:
-    """The results files of a folder, but those of `tune`."""
-    return sorted(path for path in folder.glob("*.csv") if not path.stem.endswith("-tune"))
+    """The results files of a folder, but those of `tune` and of quick runs."""
+    return sorted(p for p in folder.glob("*.csv") if not p.stem.endswith(("-tune", "-quick")))
 
 
 def read(paths: Iterable[Path]) -> list[Results]:
@@ -494,10 +497,9 @@ def link(path: Path, folder: Path) -> str:
 
 def case_table(results: Results) -> str:
     """The cases that are taken from models, in the dtype they are used in."""
-    usual = {(case.name, str(case.dtype).removeprefix("torch.")) for case in CASES}
     rows = []
     for setting in results.figures:
-        if (setting.case, setting.dtype) not in usual:
+        if (setting.case, setting.dtype, setting.slope_dtype) not in MODEL_SETTINGS:
             continue
         rows.append(
             [
@@ -558,8 +560,8 @@ def pictures(results: Results) -> dict[str, Path]:
     """The plots that a GPU's figures make, by what they show."""
     paths = {}
     for what, name, data in (
-        (CURVES, "curves", curves(results)),
-        (SPEEDUP, "speedup", case_speedups(results)),
+        (CURVES_TITLE, "curves", curves(results)),
+        (SPEEDUP_TITLE, "speedup", case_speedups(results)),
     ):
         if data:
             paths[what] = results.stem.with_name(f"{results.stem.name}-{name}.png")
@@ -570,7 +572,7 @@ def draw(results: Results) -> list[Path]:
     """Draws a GPU's plots; gives their files."""
     drawn = pictures(results)
     for what, path in drawn.items():
-        figure = {CURVES: draw_curves, SPEEDUP: draw_speedups}[what](results)
+        figure = {CURVES_TITLE: draw_curves, SPEEDUP_TITLE: draw_speedups}[what](results)
         runs = dict.fromkeys(map(describe, results.runs))
         figure.suptitle("\n".join([what, *runs]), color=INK, fontsize=12)
         figure.savefig(path, dpi=110)

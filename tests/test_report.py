@@ -5,7 +5,7 @@ import matplotlib.image
 import pytest
 
 from benchmarks import report
-from benchmarks.cases import CASES
+from benchmarks.cases import CURVES, MODELS
 
 RUN = ("2026-01-02T03:04:05+00:00", "abc123", "Some GPU", "580.1", "2.11.0", "3.6.0")
 RUN_COLUMNS = ["date", "commit", "gpu", "driver", "torch", "triton"]
@@ -20,6 +20,7 @@ TRAINING_COLUMNS = [
 MIB = 2**20
 LARGE = "64x1048576"  # 256 MiB in float32
 SMALL = "64x1024"
+CURVE = CURVES[0].name
 
 
 def row(op, provider, device_us, call_us=None, *, case="case", shape=LARGE, dtype="float32",
@@ -106,21 +107,21 @@ def test_the_block_names_where_its_figures_come_from(readme, tmp_path):
     assert "(results/gpu-speedup.png)" in text
 
 
-def test_the_table_has_the_cases_of_models_in_their_dtype(results, tmp_path):
-    case, dtype = CASES[0].name, str(CASES[0].dtype).removeprefix("torch.")
-    other = "float16" if dtype == "float32" else "float32"
+def test_the_table_has_the_cases_of_models_in_their_dtypes(results):
+    model = next(case for case in MODELS if case.dtype != case.weight_dtype)
+    case = {"case": model.name, "dtype": model.dtype_name, "slope_dtype": model.slope_dtype_name}
     found = results(
-        row("forward", "prelu_gpu", 100, pct_copy=97.4, case=case, dtype=dtype),
-        row("backward", "prelu_gpu", 160, pct_copy=92.6, case=case, dtype=dtype,
-            extra_bytes=MIB // 4),
-        row("backward", "eager", 420, case=case, dtype=dtype, extra_bytes=256 * MIB),
-        *step(250, {"eager": 500, "compile": 375}, case=case, dtype=dtype),
-        *step(250, {"eager": 500}, case=case, dtype=other),
-        *step(250, {"eager": 500}, case="curve-shared-2^26", dtype=dtype),
-    )  # fmt: skip
+        row("forward", "prelu_gpu", 100, pct_copy=97.4, **case),
+        row("backward", "prelu_gpu", 160, pct_copy=92.6, extra_bytes=MIB // 4, **case),
+        row("backward", "eager", 420, extra_bytes=256 * MIB, **case),
+        *step(250, {"eager": 500, "compile": 375}, **case),
+        *step(250, {"eager": 500}, **{**case, "dtype": "float32"}),
+        *step(250, {"eager": 500}, **{**case, "slope_dtype": model.dtype_name}),
+        *step(250, {"eager": 500}, **{**case, "case": CURVE}),
+    )
     header, _, *table = report.case_table(found).splitlines()
     (cells,) = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
-    assert cells[0] == case
+    assert cells[0] == model.name
     assert cells[2:] == ["97", "93", "2.00", "1.50", "0.25", "256"]
     assert header.count("|") == len(cells) + 1
 
@@ -193,7 +194,7 @@ def test_means_are_geometric_and_leave_out_curves(results, what, dtypes, other, 
         found = results(
             *step(100, {other: 100 * factor * least / 2}, case="a", dtype=first),
             *step(100, {other: 100 * factor * least * 2}, case="b", dtype=second),
-            *step(100, {other: 1}, case="curve-shared-2^26", dtype=first),
+            *step(100, {other: 1}, case=CURVE, dtype=first),
             *step(100, {other: 1}, case="wide", dtype="float64" if other == "eager" else first),
         )
         if other == "compile":
@@ -211,10 +212,10 @@ def test_no_case_may_be_slower_curves_included(results, other):
     found = results(
         *step(100, {other: 97}, case="noise"),
         *step(100, {other: 96.9}, case="slow"),
-        *step((10, 1000), {other: (2000, 500)}, case="curve-shared-2^10", shape=SMALL),
+        *step((10, 1000), {other: (2000, 500)}, case=CURVE, shape=SMALL),
     )
     line = lines(found)[f"forward + backward against {other}, every case and size"]
-    assert [value.setting.case for value in line.below] == ["slow", "curve-shared-2^10"]
+    assert [value.setting.case for value in line.below] == ["slow", CURVE]
     assert line.below[1].numbers == f"prelu_gpu 1000.0 us, {other} 500.0 us, call"
 
 
@@ -306,8 +307,8 @@ def test_results_of_two_gpus_stay_apart(tmp_path):
     assert text.index("(b.csv)") < text.index("3.000x")
 
 
-def test_files_of_tune_are_not_results(tmp_path):
-    for name in ("gpu.csv", "gpu-core.csv", "gpu-tune.csv", "plot.png"):
+def test_files_of_tune_and_of_quick_runs_are_not_results(tmp_path):
+    for name in ("gpu.csv", "gpu-core.csv", "gpu-tune.csv", "gpu-quick.csv", "plot.png"):
         (tmp_path / name).touch()
     assert [path.name for path in report.find(tmp_path)] == ["gpu-core.csv", "gpu.csv"]
 
@@ -355,12 +356,12 @@ def test_a_readme_without_markers_is_one_line(readme, tmp_path, capsys):
 def test_curves_are_by_size_and_leave_out_what_has_no_device_time(results):
     found = results(
         *(
-            row("forward", provider, 1, pct_copy=pct, case=f"curve-shared-2^{k}", shape=f"{2**k}",
+            row("forward", provider, 1, pct_copy=pct, case=CURVE, shape=f"{2**k}",
                 slope="shared")
             for k in (20, 10)
             for provider, pct in (("prelu_gpu", k), ("copy", 100))
         ),
-        row("forward", "jax", "", 5, case="curve-shared-2^10", shape="1024", slope="shared"),
+        row("forward", "jax", "", 5, case=CURVE, shape="1024", slope="shared"),
         row("forward", "prelu_gpu", 1, pct_copy=1, case="no curve"),
     )  # fmt: skip
     panels = report.curves(found)
@@ -377,7 +378,7 @@ def test_slower_cases_have_a_colour_of_their_own(results):
     found = results(
         *step(100, {"eager": 200}, case="fast"),
         *step(100, {"eager": 90}, case="slow"),
-        *step(100, {"eager": 90}, case="curve-shared-2^26"),
+        *step(100, {"eager": 90}, case=CURVE),
     )
     (axes,) = report.draw_speedups(found).axes
     bars = [
@@ -394,7 +395,7 @@ def test_slower_cases_have_a_colour_of_their_own(results):
 
 def test_plots_lie_beside_the_results(readme, tmp_path):
     rows = [
-        row("forward", "prelu_gpu", 1, pct_copy=90, case="curve-shared-2^20"),
+        row("forward", "prelu_gpu", 1, pct_copy=90, case=CURVE),
         *step(100, {"eager": 210}),
     ]
     path = write(tmp_path / "gpu-core.csv", rows)
