@@ -220,10 +220,14 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
 
     def fail_in_use():
         with tune.using(ROW) as use:
-            for variant in (*variants, variants[0]):
+            functions = set()
+            for variant in (*variants, *variants):
                 use(variant)
+                functions.add(launch.rules)
                 used.append((launch.rules(device, 4, False), planning.PLANE_FILL))
                 prelu_gpu.prelu(x, weight).sum().backward()
+            # What is planned is kept by this function: once for each variant.
+            assert len(functions) == len(variants)
             # Other rows are planned as ever.
             assert launch.rules(device, 4, True) == before[0](device, 4, True)
             assert launch.rules(device, 2, False) == before[0](device, 2, False)
@@ -232,7 +236,7 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
     with pytest.raises(ZeroDivisionError):
         fail_in_use()
     assert (launch.rules, planning.PLANE_FILL) == before
-    assert used == [tuple(variant) for variant in (*variants, variants[0])]
+    assert used == [*map(tuple, variants)] * 2
     assert set(map(tuple, variants)) <= set(planned)
 
 
@@ -289,7 +293,16 @@ def bench(few_rounds):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU has no kernels where there is a GPU")
 @pytest.mark.parametrize("row", [Row(4, False), Row(2, True)], ids=str)
-def test_variants_are_checked_and_timed_beside_the_present_row(row, bench):
+def test_variants_are_checked_and_timed_beside_the_present_row(row, bench, monkeypatch):
+    checked = []
+    check = tune.check
+
+    def recorded(case, device):
+        checked.append((case.dtype, launch.rules(device, *row)))
+        return check(case, device)
+
+    monkeypatch.setattr(tune, "check", recorded)
+
     def time_us(rules):
         return 8000.0 if rules.plane.size == 2048 else 10000.0
 
@@ -304,6 +317,9 @@ def test_variants_are_checked_and_timed_beside_the_present_row(row, bench):
         ("flat", "rules.plane.size 2048", 8000.0, 1.25),
     ]
     assert {(line.itemsize, line.op, line.mistake) for line in made.lines} == {(*row_name(row), "")}
+    # The present row on both views, the variant where it is another launch.
+    present_row = (row.dtype, PRESENT[row].rules)
+    assert checked == [present_row, present_row, (row.dtype, fast.rules)]
     timed = made._device.timed
     assert timed.count(fast.rules) == timed.count(PRESENT[row].rules) > 3
 
