@@ -303,11 +303,14 @@ def time_works(
             progress.update(task, description=f"timing {title}", refresh=True)
             measured, unusual = time_work(device, work, sets, settings.rounds, advance)
             add_rows(table, work, measured)
+            unusual = [f"{title}, {notice}" for notice in unusual]
+            notices += unusual
             if file:
                 for name in work.providers:
                     if name in measured:
                         file.write(make_row(case, work.op, name, measured))
-            notices += [f"{title}, {notice}" for notice in unusual]
+                for notice in unusual:
+                    file.note(notice)
             longest = max(longest, time.monotonic() - start)
     return table, notices, 0
 

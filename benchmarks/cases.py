@@ -7,7 +7,7 @@ from 2^10 to 2^28 elements; "awkward", what kernels find hard. "core" are the fe
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,31 +104,34 @@ class Case:
     def inputs(self, device: torch.device) -> Inputs:
         """A new set of random inputs."""
         weight = torch.empty(self.slopes, dtype=self.weight_dtype, device=device)
+        x, grad_y = self._empty(device)
         return Inputs(
-            self._normal(device, self.layout).requires_grad_(),
-            weight.uniform_(0, 0.5).requires_grad_(),
-            self._normal(device, "contiguous" if self.layout == "sliced" else self.layout),
+            x.normal_().requires_grad_(), weight.uniform_(0, 0.5).requires_grad_(), grad_y.normal_()
         )
-
-    def _normal(self, device: torch.device, layout: str) -> Tensor:
-        def normal(shape: Iterable[int], **options: torch.memory_format) -> Tensor:
-            return torch.empty(tuple(shape), dtype=self.dtype, device=device, **options).normal_()
-
-        if layout == "sliced":
-            whole = [size * (2 if d == self.dim else 1) for d, size in enumerate(self.shape)]
-            return normal(whole).chunk(2, self.dim)[1]
-        if layout == "offset":
-            return normal([math.prod(self.shape) + 1])[1:].view(self.shape)
-        return normal(self.shape, memory_format=LAYOUTS[layout])
 
     def plan(self, op: str, multiprocessors: int) -> Plan:
         """The launch of prelu_gpu's kernel for `op` on a GPU of so many multiprocessors."""
-        x, _, grad_y = self.inputs(torch.device("meta"))
+        x, grad_y = self._empty(torch.device("meta"))
         grad_y_stride = grad_y.stride() if op == "backward" else None
         result_stride = torch.empty_like(x).stride()
         layout = view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
         rules = gpu_rules(multiprocessors, self.dtype.itemsize, op == "backward")
         return plan(layout, self.dtype.itemsize, rules)
+
+    def _empty(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Memory for x and for y's gradient."""
+
+        def empty(*shape: int, layout: str = "contiguous") -> Tensor:
+            memory_format = LAYOUTS[layout]
+            return torch.empty(shape, dtype=self.dtype, device=device, memory_format=memory_format)
+
+        if self.layout == "sliced":
+            whole = [size * (2 if d == self.dim else 1) for d, size in enumerate(self.shape)]
+            return empty(*whole).chunk(2, self.dim)[1], empty(*self.shape)
+        if self.layout == "offset":
+            x, grad_y = (empty(math.prod(self.shape) + 1)[1:].view(self.shape) for _ in range(2))
+            return x, grad_y
+        return empty(*self.shape, layout=self.layout), empty(*self.shape, layout=self.layout)
 
 
 def in_dtypes(case: Case, mixed: bool) -> Iterator[Case]:

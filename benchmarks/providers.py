@@ -35,15 +35,17 @@ def provide_eager(case: Case, op: str, sets: list[Inputs]) -> Call:
 
 def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
     """PyTorch's operator and module, compiled for these very shapes."""
+    from torch._functorch import config  # part of the compiler, slow to import
+
     # A backward is called again and again: what it saved cannot be given away.
-    torch._functorch.config.donated_buffer = False
+    config.donated_buffer = False
     prelu, module = _torch_prelu(case, sets)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return prelu(x, weight)
 
     compiled = [torch.compile(what, dynamic=False) for what in (function, module)]
-    return _tried(_call(op, sets, *compiled))
+    return _tried(lambda: _call(op, sets, *compiled))
 
 
 def provide_copy(case: Case, op: str, sets: list[Inputs]) -> Call:
@@ -77,11 +79,13 @@ def provide_jax(case: Case, op: str, sets: list[Inputs]) -> Call:
         return y, gradients(grad_y)
 
     function = jax.jit({"backward": backward, "step": step}.get(op, prelu))
-    arguments = [
-        [jax.dlpack.from_dlpack(tensor.detach()) for tensor in inputs[: 3 if PASSES[op] > 2 else 2]]
-        for inputs in sets
-    ]
-    return _tried(lambda number: function(*arguments[number]))
+    tensors = [inputs if PASSES[op] > 2 else inputs[:2] for inputs in sets]
+
+    def prepare() -> Call:
+        arguments = [[jax.dlpack.from_dlpack(one.detach()) for one in some] for some in tensors]
+        return lambda number: function(*arguments[number])
+
+    return _tried(prepare)
 
 
 PROVIDERS: dict[str, Provider] = {
@@ -182,9 +186,10 @@ def _with_slopes(module: nn.PReLU, sets: list[Inputs]) -> nn.PReLU:
     return module
 
 
-def _tried(call: Call) -> Call:
-    """The call, after it has been compiled."""
+def _tried(prepare: Callable[[], Call]) -> Call:
+    """A call that is compiled by its first run."""
     try:
+        call = prepare()
         call(0)
     except Exception as error:  # whatever a compiler raises
         raise ProviderError(_first_line(error)) from error

@@ -58,6 +58,11 @@ class ResultsFile:
         """Adds a row."""
         self._write("a", (*astuple(self._run), *astuple(row)))
 
+    def note(self, notice: str) -> None:
+        """Adds a line to <name>-notices.txt: what a row does not tell, or why there is none."""
+        with self.path.with_name(f"{self.path.stem}-notices.txt").open("a") as file:
+            file.write(f"{notice}\n")
+
     def _read(self) -> list[dict[str, str]]:
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
