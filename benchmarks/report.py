@@ -105,7 +105,14 @@ class Figures(NamedTuple):
     device_us: float | None
     call_us: float
     pct_copy: float | None
-    extra_bytes: int | None
+    extra_bytes: float | None
+
+
+class Step(NamedTuple):
+    """One provider's line of a training file; None where nothing was measured."""
+
+    step_us: float | None = None
+    peak_bytes: float | None = None
 
 
 class Run(NamedTuple):
@@ -124,8 +131,8 @@ class Results:
     runs: list[Run] = field(default_factory=list)
     figures: dict[Setting, dict[str, dict[str, Figures]]] = field(default_factory=dict)
     """By setting, operation and provider."""
-    training: dict[tuple[str, ...], dict[str, tuple[float, int]]] = field(default_factory=dict)
-    """By (network, batch, layout, dtype) and provider: microseconds of a step, peak bytes."""
+    training: dict[tuple[str, ...], dict[str, Step]] = field(default_factory=dict)
+    """By (network, batch, layout, dtype) and provider."""
 
     def time_us(self, setting: Setting, op: str, provider: str) -> float | None:
         """The time that counts at this size."""
@@ -156,7 +163,7 @@ class Results:
     def extra_mib(self, setting: Setting, provider: str) -> float | None:
         """MiB that a backward holds beside the gradients."""
         figures = self.figures[setting].get("backward", {}).get(provider)
-        return figures.extra_bytes / MIB if figures and figures.extra_bytes is not None else None
+        return quotient(figures.extra_bytes, MIB) if figures else None
 
 
 class Value(NamedTuple):
@@ -324,10 +331,10 @@ def add_figures(results: Results, rows: Sequence[dict[str, str]]) -> bool:
         if setting.dtype not in ITEMSIZES or not re.fullmatch(r"\d+(x\d+)*", setting.shape):
             raise ValueError(f"x is {setting.dtype} {setting.shape}")
         operations.setdefault((setting, row["op"]), {})[row["provider"]] = Figures(
-            float(row["device_us"]) if row["device_us"] else None,
+            number(row["device_us"]),
             float(row["call_us"]),
-            float(row["pct_copy"]) if row["pct_copy"] else None,
-            int(row["extra_bytes"]) if row["extra_bytes"] else None,
+            number(row["pct_copy"]),
+            number(row["extra_bytes"]),
         )
     new = [key for key in operations if key[1] not in results.figures.get(key[0], {})]
     for setting, op in new:
@@ -339,9 +346,14 @@ def add_training(results: Results, rows: Sequence[dict[str, str]]) -> bool:
     """Adds the training steps of networks; whether there were any."""
     for row in rows:
         network = row["network"], row["batch"], row["layout"], row["dtype"]
-        step = float(row["step_us"]), int(row["peak_bytes"])
+        step = Step(number(row["step_us"]), number(row["peak_bytes"]))
         results.training.setdefault(network, {})[row["provider"]] = step
     return bool(rows)
+
+
+def number(text: str) -> float | None:
+    """A figure of a results file; None for an empty field."""
+    return float(text) if text else None
 
 
 def bar(results: Results) -> list[Line]:
@@ -353,7 +365,7 @@ def bar(results: Results) -> list[Line]:
             "% of the copy",
             95,
             [
-                Value(setting, pct, numbers(results, setting, op, "copy"))
+                Value(setting, pct, in_words(results, setting, op, "copy"))
                 for setting in large
                 if (pct := results.pct_copy(setting, op)) is not None
             ],
@@ -394,7 +406,7 @@ def speedup_values(results: Results, other: str) -> list[Value]:
     return values
 
 
-def numbers(results: Results, setting: Setting, op: str, other: str) -> str:
+def in_words(results: Results, setting: Setting, op: str, other: str) -> str:
     """The times of prelu_gpu and of another provider, in words."""
     ours, theirs = (results.time_us(setting, op, name) for name in ("prelu_gpu", other))
     return ", ".join(
@@ -530,19 +542,26 @@ def training_table(results: Results) -> str:
     for (network, batch, layout, dtype), providers in results.training.items():
         row = [network, f"{batch}, {layout}, {dtype}"]
         for mode in ("", " compile"):
-            theirs, ours = (providers.get(name + mode) for name in ("nn.PReLU", "prelu_gpu"))
+            theirs, ours = (
+                providers.get(name + mode, Step()) for name in ("nn.PReLU", "prelu_gpu")
+            )
             row += [
-                rounded(theirs and theirs[0] / 1e3, 2),
-                rounded(ours and ours[0] / 1e3, 2),
-                rounded(theirs and ours and theirs[0] / ours[0], 2),
-                rounded(theirs and theirs[1] / MIB, 0),
-                rounded(ours and ours[1] / MIB, 0),
+                rounded(quotient(theirs.step_us, 1e3), 2),
+                rounded(quotient(ours.step_us, 1e3), 2),
+                rounded(quotient(theirs.step_us, ours.step_us), 2),
+                rounded(quotient(theirs.peak_bytes, MIB), 0),
+                rounded(quotient(ours.peak_bytes, MIB), 0),
             ]
         rows.append(row)
     header = ["training step", "batch"]
     for mode in ("", "compiled: "):
         header += [f"{mode}nn.PReLU, ms", "prelu_gpu, ms", "x", "peak MiB", "prelu_gpu"]
     return markdown(header, rows, text_columns=2)
+
+
+def quotient(figure: float | None, by: float | None) -> float | None:
+    """A quotient, where there are both figures."""
+    return None if figure is None or by is None else figure / by
 
 
 def rounded(figure: float | None, digits: int) -> str:

@@ -288,6 +288,11 @@ def test_training_steps_are_a_table_of_their_own(readme, tmp_path):
         (*RUN, "iresnet-50", 128, "channels_last", "float16", provider, us, 1, 20, peak, "")
         for provider, (us, peak) in times.items()
     ]
+    # What failed has no figures.
+    rows += [
+        (*RUN, "srgan", 16, "contiguous", "float32", "nn.PReLU", 3000, 1, 20, MIB, 1),
+        (*RUN, "srgan", 16, "contiguous", "float32", "prelu_gpu", "", "", 0, "", ""),
+    ]
     path = write(tmp_path / "gpu-training.csv", rows, TRAINING_COLUMNS)
     assert report.main([str(path), "--readme", str(readme)]) == 0
     (line,) = (line for line in readme.read_text().splitlines() if "iresnet-50" in line)
@@ -295,6 +300,9 @@ def test_training_steps_are_a_table_of_their_own(readme, tmp_path):
     assert cells[0] == "128, channels_last, float16"
     assert cells[1:6] == ["3.00", "2.00", "1.50", "8", "4"]
     assert cells[6:] == ["1.80", "1.50", "1.20", "5", "3"]
+    (line,) = (line for line in readme.read_text().splitlines() if "srgan" in line)
+    cells = [cell.strip() for cell in line.split("|")[3:-1]]
+    assert cells == ["3.00", "-", "-", "1", *"------"]
 
 
 def test_results_of_two_gpus_stay_apart(tmp_path):
