@@ -321,6 +321,12 @@ def test_files_of_tune_and_of_quick_runs_are_not_results(tmp_path):
     assert [path.name for path in report.find(tmp_path)] == ["gpu-core.csv", "gpu.csv"]
 
 
+def test_a_run_that_was_taken_up_again_has_the_date_of_its_last_part(results):
+    later = ("2026-01-05T00:00:00+00:00", *RUN[1:])
+    (run,) = results(*step(100, {"eager": 200}), *step(100, {"eager": 200}, run=later)).runs
+    assert report.describe(run).endswith("abc123, 2026-01-05")
+
+
 def test_a_run_cut_off_before_its_first_row_is_no_result(tmp_path):
     assert report.read([write(tmp_path / "gpu.csv", [])]) == []
 
@@ -382,8 +388,9 @@ def test_curves_are_by_size_and_leave_out_what_has_no_device_time(results):
     assert (list(line.get_xdata()), line.get_label()) == ([4096, 4 * MIB], "prelu_gpu")
 
 
-def test_slower_cases_have_a_colour_of_their_own(results):
+def test_a_case_has_the_bar_of_its_worst_dtype_and_slower_ones_another_colour(results):
     found = results(
+        *step(100, {"eager": 300}, case="fast", dtype="float16"),
         *step(100, {"eager": 200}, case="fast"),
         *step(100, {"eager": 90}, case="slow"),
         *step(100, {"eager": 90}, case=CURVE),
@@ -393,10 +400,9 @@ def test_slower_cases_have_a_colour_of_their_own(results):
         (bar.get_width(), matplotlib.colors.to_hex(bar.get_facecolor())) for bar in axes.patches
     ]
     assert bars == [(2.0, report.FASTER.lower()), (0.9, report.SLOWER.lower())]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "fast, float32",
-        "slow, float32",
-    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fast  2.00", "slow  0.90"]
+    (dots,) = axes.collections
+    assert dots.get_offsets().tolist() == [[3.0, 0.0]]
     (line,) = axes.get_lines()
     assert list(line.get_xdata()) == [1, 1]
 
