@@ -203,6 +203,7 @@ def test_means_are_geometric_and_leave_out_curves(results, what, dtypes, other, 
 
     assert line(1.001).verdict == "met"
     assert line(0.999).verdict == "not met"
+    assert line(0.999).below == []
     assert math.isclose(float(line(1).measured.split("x")[0]), least)
     assert len(line(1).values) == 2
 
@@ -247,6 +248,7 @@ def test_a_backward_may_hold_one_mib(results):
 def test_every_row_below_the_bar_is_printed_with_its_numbers(readme, tmp_path, capsys):
     rows = [
         *step(100, {"eager": 210}, case="fast"),
+        *step(100, {"eager": 95}, case="nearly"),
         *step(100, {"eager": 87.6}, case="slow", dtype="float16", slope_dtype="float32"),
     ]
     path = write(tmp_path / "gpu.csv", rows)
@@ -255,6 +257,7 @@ def test_every_row_below_the_bar_is_printed_with_its_numbers(readme, tmp_path, c
     assert "no rows for this line" in output
     _, below = output.split("Below the bar: forward + backward against eager, every case and size")
     assert "fast" not in below
+    assert below.index("slow") < below.index("nearly")
     (line,) = (line for line in below.splitlines() if line.strip().startswith("slow"))
     for word in (LARGE, "float16, slope float32", "0.876", "prelu_gpu 100.0 us, eager 87.6 us"):
         assert word in line
