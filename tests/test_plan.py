@@ -262,10 +262,10 @@ def test_forward_and_backward_ask_for_their_own_rules(monkeypatch, device):
 
 def test_a_plan_is_the_same_on_every_run_and_printable():
     layout = View(128, 64, 12544)
-    again = plan.__wrapped__(layout, 4, rules())
-    assert plan(layout, 4, rules()) == again
-    assert "Kind.PLANE" in str(again)
-    assert "BLOCK" in str(again)
+    launch = plan(layout, 4, rules())
+    assert plan(layout, 4, rules()) == launch
+    assert "Kind.PLANE" in str(launch)
+    assert "BLOCK" in str(launch)
 
 
 def test_the_interpreter_gets_few_programs():
@@ -287,16 +287,38 @@ def test_the_second_stage_covers_every_channel(channels):
     assert (launch.grid[0] - 1) * block < channels <= launch.grid[0] * block
 
 
-def test_deterministic_mode_is_never_atomic(monkeypatch):
-    row = dataclasses.replace(rules(backward=True), atomic=True)
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "_gpu_rules", lambda *arguments: row)
-    assert launch.rules(torch.device("cuda", 0), 4, True).atomic
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert not launch.rules(torch.device("cuda", 0), 4, True).atomic
-    finally:
-        torch.use_deterministic_algorithms(False)
+def test_deterministic_mode_is_never_atomic(device, force):
+    force(reduction="atomic")
+    options = None, torch.float32, device, (2, 4), (4, 1), (4, 1)
+    assert launch.plan_call(launch.rules, False, *options)[0].atomic
+    assert not launch.plan_call(launch.rules, True, *options)[0].atomic
+
+
+def test_deterministic_mode_is_asked_at_every_backward(device, force, monkeypatch):
+    asked, plan_call = [], launch.plan_call
+    monkeypatch.setattr(launch, "plan_call", lambda *key: asked.append(key[1]) or plan_call(*key))
+    x = torch.ones(2, 4, device=device, requires_grad=True)
+    weight = torch.ones(1, device=device, requires_grad=True)
+    for deterministic in (False, True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            prelu(x, weight).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert asked[-1] == deterministic
+
+
+def test_a_call_is_planned_once(device, monkeypatch):
+    planned = []
+    monkeypatch.setattr(launch, "plan", lambda *args: planned.append(args) or plan(*args))
+    x, weight = torch.ones(2, 4, 5, device=device), torch.ones(4, device=device)
+    launch.plan_call.cache_clear()
+    for _ in range(3):
+        prelu(x, weight)
+    assert len(planned) == 1
+    prelu(x.transpose(1, 2).contiguous().transpose(1, 2), weight)
+    prelu(x.half(), weight)
+    assert len(planned) == 3
 
 
 def _forced(row, kind):
