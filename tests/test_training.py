@@ -85,8 +85,9 @@ class FakeDevice:
 
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
-    """One step of warming up, and no threads: networks this small only wait for them."""
+    """One step of warming up, no search for garbage, and no threads, which only wait."""
     monkeypatch.setattr(training, "WARM_UP", 1)
+    monkeypatch.setattr(training, "free_memory", lambda: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -107,6 +108,7 @@ def compilers(monkeypatch):
 
     compiled = {"nn.PReLU compile": lambda model: model, "prelu_gpu compile": fail}
     monkeypatch.setattr(training, "COMPILED", compiled)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     return compiled
 
 
@@ -302,6 +304,57 @@ def test_autocast_leaves_the_slopes_as_they_are():
         assert len(prelu.weight.unique()) > 1
 
 
+@pytest.mark.parametrize("workload", [IRESNET, TINY[2]], ids=title)
+def test_networks_and_batches_are_always_the_same_in_their_layout(workload):
+    first, second = (
+        [*training.build(workload, device).state_dict().values(), *training.draw(workload, device)]
+        for device in [torch.device("cpu")] * 2
+    )
+    assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+    layout = training.LAYOUTS[workload.layout]
+    pictures = [tensor for tensor in first if tensor.dim() == 4]
+    assert pictures[-1].shape == (4, 3, 8, 8)
+    assert all(tensor.is_contiguous(memory_format=layout) for tensor in pictures)
+
+
+def test_the_gate_is_deterministic_and_leaves_cudnn_as_it_was(monkeypatch):
+    seen = []
+
+    def loss(output, target):
+        cudnn = torch.backends.cudnn
+        seen.append((cudnn.enabled, cudnn.deterministic, cudnn.benchmark))
+        return F.l1_loss(output, target)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    training.check(dataclasses.replace(SRGAN, loss=loss), torch.device("cpu"))
+    assert seen == [(True, True, False)] * 3  # nn.PReLU twice, prelu_gpu once
+    assert torch.backends.cudnn.benchmark
+
+
+def test_the_scale_of_the_loss_is_halved_until_all_is_finite():
+    scales = []
+
+    def overflow(scale):
+        scales.append(scale)
+        return gradients(a=[1.0, scale * 100 if scale * 100 < 65504 else math.inf])
+
+    result, scale = training.find_scale(overflow)
+    assert scales == [2.0**16 / 2**n for n in range(8)]
+    assert scale == 512
+    assert result.by_name["a"][1] == 51200
+
+
+def test_too_little_memory_is_one_line(tmp_path, capsys):
+    def loss(logits, mask):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    assert run(FakeDevice(), plan([dataclasses.replace(UNET, loss=loss)]), tmp_path) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "out of memory" in error
+    assert "--network" in error
+
+
 def test_a_network_that_overflows_with_any_scale_is_not_compared(capsys, tmp_path):
     workload = dataclasses.replace(UNET, loss=lambda logits, mask: logits.sum() * math.inf)
     assert run(FakeDevice(), plan([workload]), tmp_path) == 1
@@ -424,6 +477,7 @@ def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(
         def __init__(self, workload, model, batch, scale):
             super().__init__(workload, model, batch, scale)
             self.name = type(find_prelus(model)[0]).__module__.split(".")[0]
+            assert scale == 32
             batches.append(batch)
             weights.append({name: value.clone() for name, value in model.state_dict().items()})
 
@@ -434,7 +488,7 @@ def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(
     monkeypatch.setattr(training, "Training", Recorded)
     advanced = []
     timings = training.time_providers(
-        FakeDevice(), UNET, training.EAGER, 1.0, 3, forever(), lambda: advanced.append(None)
+        FakeDevice(), UNET, training.EAGER, 32.0, 3, forever(), lambda: advanced.append(None)
     )
     assert order[-6:] == ["torch", "prelu_gpu"] * 3
     assert len(advanced) == 3
@@ -442,6 +496,14 @@ def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(
     assert weights[0].keys() == weights[1].keys()
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
     assert [timing.samples for timing in timings.values()] == [[1e4] * 3] * 2
+
+
+def test_compilers_forget_the_shapes_of_the_network_before(compilers, monkeypatch):
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
+    for providers, count in ((training.EAGER, 0), (compilers, 1)):
+        training.time_providers(FakeDevice(), SRGAN, providers, 1.0, 2, forever(), lambda: None)
+        assert len(resets) == count
 
 
 def test_spread_is_the_interquartile_range():
@@ -615,14 +677,20 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_runs(tmp_pa
 
 
 @pytest.mark.gpu
-def test_tiny_networks_on_a_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("workloads", "stages"),
+    # Compilers take their time: one network.
+    [(TINY, (training.EAGER,)), ([SRGAN], (training.EAGER, training.COMPILED))],
+    ids=["eager", "compiled"],
+)
+def test_tiny_networks_on_a_gpu(workloads, stages, tmp_path, monkeypatch):
     # The guarded allocations of conftest.py would be timed too.
     monkeypatch.setattr(launch, "torch", torch)
     gpu = training.Gpu()
-    assert run(gpu, plan(TINY, (training.EAGER, training.COMPILED)), tmp_path) == 0
+    assert run(gpu, plan(workloads, stages), tmp_path) == 0
     (path,) = tmp_path.iterdir()
     rows = read(path)
-    assert len(rows) == 4 * len(TINY)
+    assert len(rows) == 2 * len(workloads) * len(stages)
     for row in rows:
         assert row["gpu"] == gpu.name
         assert float(row["step_us"]) > 0
