@@ -59,7 +59,7 @@ WARM_UP = 5
 STEPS = 30
 QUICK_STEPS = 8
 COMPILING_S = 90.0
-"""Set aside for compiling a network whose time to compile is not known yet: a guess."""
+"""Seconds that must be left where a compilation begins: a guess."""
 
 FIRST_SCALE = 2.0**16
 """Where GradScaler starts."""
@@ -69,22 +69,16 @@ CHANCE = 3
 
 IDENTITIES = 10_000
 
-
-def accelerated(model: nn.Module) -> nn.Module:
-    """With prelu_gpu."""
-    return prelu_gpu.accelerate(model)
-
-
 Providers = dict[str, Callable[[nn.Module], nn.Module]]
 """By name, what makes a network run as it is measured."""
 
 EAGER: Providers = {
     "nn.PReLU": lambda model: model,
-    "prelu_gpu": accelerated,
+    "prelu_gpu": prelu_gpu.accelerate,
 }
 COMPILED: Providers = {
-    "nn.PReLU compile": lambda model: torch.compile(model),
-    "prelu_gpu compile": lambda model: torch.compile(accelerated(model)),
+    "nn.PReLU compile": torch.compile,
+    "prelu_gpu compile": lambda model: torch.compile(prelu_gpu.accelerate(model)),
 }
 
 
@@ -245,12 +239,12 @@ class Deadline:
     """
 
     def __init__(self, minutes: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+        self._clock = clock
         self._end = math.inf if minutes is None else clock() + 60 * minutes
 
     def check(self, seconds: float = 0.0) -> None:
         """Raises OutOfTimeError where so many seconds are not left."""
-        if self.clock() + seconds >= self._end:
+        if self._clock() + seconds >= self._end:
             raise OutOfTimeError
 
 
