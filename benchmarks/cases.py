@@ -1,10 +1,13 @@
-"""What is measured: the cases, the operations, who provides them, and whether they are right.
+"""What is measured: the cases, their inputs, and whether prelu_gpu computes them right.
 
-Every case is taken from a model that uses PReLU; the shapes are those it trains with.
+Groups: "model", tensors of networks that use PReLU, in the layouts that they use; "curve", sizes
+from 2^10 to 2^28 elements; "awkward", what kernels find hard. "core" are the few that tell most.
 """
 
+import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +18,12 @@ from torch import Tensor
 import prelu_gpu
 from prelu_gpu.plan import Plan, gpu_rules, plan, view
 
-PASSES = {"forward": 2, "backward": 3}
+PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
 """The operations, and how often each must go over memory of the size of x: read x, write y; read
-x and y's gradient, write x's gradient. Slopes are thousands of times smaller and not counted."""
+x and y's gradient, write x's gradient; a step is a forward and a backward. Slopes are thousands of
+times smaller and not counted."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -39,17 +45,32 @@ class Case:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
     slope: str = "channel"
     """"channel" for a slope each, "shared" for one."""
     slope_dtype: torch.dtype | None = None
     """None for the tensor's own."""
     layout: str = "contiguous"
+    """"channels_last"; "sliced" for half of a chunk along the channels, its gradient dense;
+    "offset" for dense memory that begins one element off the alignment."""
+    dim: int = 1
+    """The dimension of the channels."""
+    group: str = "model"
 
     @property
     def shape_name(self) -> str:
         """The shape in one word."""
         return "x".join(map(str, self.shape))
+
+    @property
+    def dtype_name(self) -> str:
+        """The tensor's dtype without its module."""
+        return _name(self.dtype)
+
+    @property
+    def slope_dtype_name(self) -> str:
+        """The slopes' dtype without its module."""
+        return _name(self.weight_dtype)
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -59,7 +80,17 @@ class Case:
     @property
     def channel_dim(self) -> int | None:
         """The dimension the slope varies over; None for a shared one."""
-        return None if self.slope == "shared" else 1
+        return None if self.slope == "shared" else self.dim % len(self.shape)
+
+    @property
+    def slopes(self) -> int:
+        """Number of slopes."""
+        return 1 if self.channel_dim is None else self.shape[self.channel_dim]
+
+    @property
+    def slope_shape(self) -> list[int]:
+        """The slopes' shape as it broadcasts over x."""
+        return [-1 if d == self.channel_dim else 1 for d in range(len(self.shape))]
 
     @property
     def nbytes(self) -> int:
@@ -72,87 +103,153 @@ class Case:
 
     def inputs(self, device: torch.device) -> Inputs:
         """A new set of random inputs."""
-
-        def normal() -> Tensor:
-            memory_format = LAYOUTS[self.layout]
-            empty = torch.empty(
-                self.shape, dtype=self.dtype, device=device, memory_format=memory_format
-            )
-            return empty.normal_()
-
-        slopes = 1 if self.channel_dim is None else self.shape[self.channel_dim]
-        weight = torch.empty(slopes, dtype=self.weight_dtype, device=device).uniform_(0, 0.5)
-        return Inputs(normal().requires_grad_(), weight.requires_grad_(), normal())
+        weight = torch.empty(self.slopes, dtype=self.weight_dtype, device=device)
+        x, grad_y = self._empty(device)
+        return Inputs(
+            x.normal_().requires_grad_(), weight.uniform_(0, 0.5).requires_grad_(), grad_y.normal_()
+        )
 
     def plan(self, op: str, multiprocessors: int) -> Plan:
         """The launch of prelu_gpu's kernel for `op` on a GPU of so many multiprocessors."""
-        x = torch.empty(self.shape, device="meta", memory_format=LAYOUTS[self.layout])
-        layout = view(x.shape, x.stride(), self.channel_dim)
+        x, grad_y = self._empty(torch.device("meta"))
+        grad_y_stride = grad_y.stride() if op == "backward" else None
+        result_stride = torch.empty_like(x).stride()
+        layout = view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
         rules = gpu_rules(multiprocessors, self.dtype.itemsize, op == "backward")
         return plan(layout, self.dtype.itemsize, rules)
 
+    def _empty(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Memory for x and for y's gradient."""
 
-CASES = (
-    Case("monai-unet", (2, 32, 96, 96, 96), torch.float32, slope="shared"),
-    Case("iresnet", (128, 64, 112, 112), torch.float16, slope_dtype=torch.float32),
-    Case("real-esrgan", (8, 64, 360, 640), torch.bfloat16, layout="channels_last"),
-    Case("iresnet-7x7", (256, 512, 7, 7), torch.float16),
-    Case("graph-infomax", (100000, 512), torch.float32),
-    Case("conv-tasnet", (8, 512, 4000), torch.bfloat16, slope="shared"),
+        def empty(*shape: int, layout: str = "contiguous") -> Tensor:
+            memory_format = LAYOUTS[layout]
+            return torch.empty(shape, dtype=self.dtype, device=device, memory_format=memory_format)
+
+        if self.layout == "sliced":
+            whole = [size * (2 if d == self.dim else 1) for d, size in enumerate(self.shape)]
+            return empty(*whole).chunk(2, self.dim)[1], empty(*self.shape)
+        if self.layout == "offset":
+            x, grad_y = (empty(math.prod(self.shape) + 1)[1:].view(self.shape) for _ in range(2))
+            return x, grad_y
+        return empty(*self.shape, layout=self.layout), empty(*self.shape, layout=self.layout)
+
+
+def in_dtypes(case: Case, mixed: bool) -> Iterator[Case]:
+    """The case in every dtype, with slopes of the same and, `mixed`, of float32."""
+    for dtype in DTYPES.values():
+        yield dataclasses.replace(case, dtype=dtype, slope_dtype=None)
+    for dtype in (torch.bfloat16, torch.float16) if mixed else ():
+        yield dataclasses.replace(case, dtype=dtype, slope_dtype=torch.float32)
+
+
+def size_curve(slope: str) -> Iterator[Case]:
+    """From 2^10 to 2^28 elements: a vector for a shared slope, else pictures of 64 channels."""
+    for exponent in range(10, 29, 2):
+        side = min(2 ** (exponent // 2 - 3), 64)
+        pictures = (2**exponent // (64 * side**2), 64, side, side)
+        shape = (2**exponent,) if slope == "shared" else pictures
+        yield Case(f"{slope}-2^{exponent}", shape, slope=slope, group="curve")
+
+
+FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
+
+MODELS = (
+    # Face recognition, under autocast.
+    Case("iresnet", (128, 64, 112, 112), FLOAT16, slope_dtype=FLOAT32),
+    Case("iresnet-56x56", (128, 128, 56, 56), FLOAT16, slope_dtype=FLOAT32),
+    Case("iresnet-28x28", (128, 256, 28, 28), FLOAT16, slope_dtype=FLOAT32),
+    Case("iresnet-14x14", (128, 512, 14, 14), FLOAT16, slope_dtype=FLOAT32),
+    Case("iresnet-7x7", (128, 512, 7, 7), FLOAT16),
+    Case("iresnet-cl", (128, 64, 112, 112), FLOAT16, slope_dtype=FLOAT32, layout="channels_last"),
+    # 3-D medical segmentation.
+    Case("monai-unet", (2, 32, 96, 96, 96), FLOAT32, slope="shared"),
+    Case("monai-unet-48", (2, 32, 48, 48, 48), FLOAT32, slope="shared"),
+    Case("monai-unet-24", (2, 64, 24, 24, 24), FLOAT32, slope="shared"),
+    Case("monai-unet-12", (2, 128, 12, 12, 12), FLOAT32, slope="shared"),
+    Case("monai-unet-6", (2, 256, 6, 6, 6), FLOAT32, slope="shared"),
+    Case("monai-vnet", (2, 16, 96, 96, 96), FLOAT32),
+    Case("monai-vnet-6", (2, 256, 6, 6, 6), FLOAT32),
+    # Speech separation: a slope for all, or for each feature, which SpeechBrain keeps last.
+    Case("conv-tasnet", (8, 512, 4000), BFLOAT16, slope="shared"),
+    Case("speechbrain", (8, 4000, 512), BFLOAT16, slope="shared", dim=-1),
+    Case("speechbrain-channel", (8, 4000, 512), BFLOAT16, dim=-1),
+    # Super-resolution and video.
+    Case("srgan", (16, 64, 96, 96), FLOAT32, slope="shared"),
+    Case("real-esrgan", (8, 64, 360, 640), BFLOAT16, layout="channels_last"),
+    Case("real-esrgan-nchw", (8, 64, 360, 640), FLOAT16),
+    Case("rife-32", (8, 32, 180, 320), FLOAT16),
+    Case("rife-240", (8, 240, 45, 80), FLOAT16),
+    Case("fsrcnn-56", (8, 56, 180, 320), FLOAT32),
+    Case("fsrcnn-12", (8, 12, 180, 320), FLOAT32),
+    # Face detection, whose layers are launches more than work.
+    Case("mtcnn-pnet", (1, 10, 70, 70), FLOAT32),
+    Case("mtcnn-rnet", (64, 28, 22, 22), FLOAT32),
+    Case("mtcnn-onet", (16, 256), FLOAT32),
+    # Graphs.
+    Case("graph-infomax", (100_000, 512), FLOAT32),
 )
 
-Call = Callable[[int], object]
-"""Runs one operation on the input set of that number and returns what it allocated."""
+CURVES = (*size_curve("shared"), *size_curve("channel"))
 
-Provider = Callable[[str, list[Inputs]], Call]
-"""Prepares an operation for some input sets."""
-
-
-def provide_prelu_gpu(op: str, sets: list[Inputs]) -> Call:
-    """This package."""
-    return _differentiable(prelu_gpu.prelu, op, sets)
-
-
-def provide_eager(op: str, sets: list[Inputs]) -> Call:
-    """PyTorch's operator. It refuses mixed dtypes: there the slope is cast, as autocast does."""
-    return _differentiable(lambda x, weight: F.prelu(x, weight.to(x.dtype)), op, sets)
-
-
-def provide_copy(op: str, sets: list[Inputs]) -> Call:
-    """The roof: a copy that moves the bytes of `op`, half of them read and half written."""
-    pairs = []
-    for x, _, grad_y in sets:
-        # A copy of x moves two of a forward's two passes; a backward's three are 1.5 copies.
-        source = x.detach()
-        if op == "backward":
-            source = torch.cat([source.flatten(), grad_y.flatten()[: x.numel() // 2]])
-        pairs.append((torch.empty_like(source), source))
-
-    def call(number: int) -> Tensor:
-        target, source = pairs[number]
-        return target.copy_(source)
-
-    return call
+AWKWARD = tuple(
+    dataclasses.replace(case, group="awkward")
+    for case in (
+        Case("channels-90", (400_009, 90)),
+        Case("channels-12", (32, 12, 320, 320), layout="channels_last"),
+        Case("planes-7x7", (2048, 512, 7, 7)),
+        Case("planes-1x1", (65_536, 512, 1, 1)),
+        Case("planes-391", (512, 256, 17, 23)),
+        Case("planes-prime", (8, 64, 383, 389)),
+        Case("prime", (67_108_859,), slope="shared"),
+        Case("one-picture", (1, 64, 1080, 1920)),
+        Case("offset", (64, 64, 128, 128), layout="offset"),
+        Case("offset-shared", (64, 64, 128, 128), slope="shared", layout="offset"),
+        Case("sliced", (64, 64, 128, 128), layout="sliced"),
+        Case("sliced-shared", (64, 64, 128, 128), slope="shared", layout="sliced"),
+    )
+)
 
 
-PROVIDERS: dict[str, Provider] = {
-    "prelu_gpu": provide_prelu_gpu,
-    "eager": provide_eager,
-    "copy": provide_copy,
-}
+def pick(name: str, dtype: torch.dtype, slope_dtype: torch.dtype | None = None) -> Case:
+    """A case of that name in these dtypes."""
+    (case,) = (case for case in (*MODELS, *CURVES, *AWKWARD) if case.name == name)
+    return dataclasses.replace(case, dtype=dtype, slope_dtype=slope_dtype)
 
 
-def _differentiable(prelu: Callable[[Tensor, Tensor], Tensor], op: str, sets: list[Inputs]) -> Call:
-    if op == "forward":
-        return lambda number: prelu(sets[number].x, sets[number].weight)
-    # The graphs are kept, so that a timed backward holds nothing of the forward.
-    outputs = [prelu(inputs.x, inputs.weight) for inputs in sets]
+CORE = (
+    pick("monai-unet", FLOAT32),
+    pick("iresnet", FLOAT16, FLOAT32),
+    pick("real-esrgan", BFLOAT16),
+    pick("iresnet-7x7", FLOAT16),
+    pick("graph-infomax", FLOAT32),
+    pick("conv-tasnet", BFLOAT16),
+    pick("iresnet", FLOAT32),
+    pick("iresnet-14x14", BFLOAT16),
+    pick("speechbrain-channel", BFLOAT16),
+    pick("planes-prime", FLOAT32),
+    pick("sliced", FLOAT16),
+    pick("mtcnn-pnet", FLOAT32),
+)
+"""The cases that tell most: every kind of tile and layout, every dtype, large and tiny."""
 
-    def backward(number: int) -> tuple[Tensor, ...]:
-        x, weight, grad_y = sets[number]
-        return torch.autograd.grad(outputs[number], (x, weight), grad_y, retain_graph=True)
+CASES = tuple(
+    dict.fromkeys(
+        itertools.chain(
+            CORE,
+            MODELS,
+            *(in_dtypes(case, mixed=True) for case in MODELS),
+            *(in_dtypes(case, mixed=False) for case in (*CURVES, *AWKWARD)),
+        )
+    )
+)
+"""All cases in all dtypes, each once; the most telling first, for runs that are cut off."""
 
-    return backward
+GROUPS = ("core", "model", "curve", "awkward")
+
+
+def is_in(case: Case, name: str) -> bool:
+    """Whether a case has that name, or is in the group of that name."""
+    return case in CORE if name == "core" else name in (case.name, case.group)
 
 
 def check(case: Case, device: torch.device) -> list[str]:
@@ -168,18 +265,21 @@ def check(case: Case, device: torch.device) -> list[str]:
     # The results get this memory, so that an element left unwritten is NaN.
     poison = [torch.full_like(x, math.nan) for _ in range(2)]
     del poison
-    y = prelu_gpu.prelu(x, weight)
+    y = prelu_gpu.prelu(x, weight, dim=case.dim)
     grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad_y)
 
     with torch.no_grad():
-        expected = F.prelu(x.to(weight.dtype), weight).to(x.dtype)
+        expected = prelu_along(case.dim, x.to(weight.dtype), weight).to(x.dtype)
         wrong_y = _count(_bits(y) != _bits(expected))
-        del expected
-        wrong_grad_x, wrong_grad_weight = _check_gradients(inputs, grad_x, grad_weight)
+        without_grad = prelu_gpu.prelu(x, weight, dim=case.dim)
+        wrong_without_grad = _count(_bits(without_grad) != _bits(expected))
+        del expected, without_grad
+        wrong_grad_x, wrong_grad_weight = _check_gradients(case, inputs, grad_x, grad_weight)
     return [
         f"{what}: {wrong} of {tensor.numel()} elements are wrong"
         for what, wrong, tensor in (
             ("forward", wrong_y, y),
+            ("forward without grad", wrong_without_grad, y),
             ("input gradient", wrong_grad_x, grad_x),
             ("slope gradient", wrong_grad_weight, grad_weight),
         )
@@ -187,10 +287,19 @@ def check(case: Case, device: torch.device) -> list[str]:
     ]
 
 
-def _check_gradients(inputs: Inputs, grad_x: Tensor, grad_weight: Tensor) -> tuple[int, int]:
+def prelu_along(dim: int, x: Tensor, weight: Tensor) -> Tensor:
+    """torch.nn.functional.prelu, whose channels are dimension 1, along another."""
+    if weight.numel() == 1 or dim == 1:
+        return F.prelu(x, weight)
+    return F.prelu(x.movedim(dim, 1), weight).movedim(1, dim)
+
+
+def _check_gradients(
+    case: Case, inputs: Inputs, grad_x: Tensor, grad_weight: Tensor
+) -> tuple[int, int]:
     """How many elements of the gradients are wrong; some rows of x at a time."""
     rows = max(1, CHECKED_ELEMENTS // (grad_x.numel() // grad_x.shape[0]))
-    slopes = inputs.weight.double().reshape(-1, *[1] * (grad_x.dim() - 2))
+    slopes = inputs.weight.double().view(case.slope_shape)
     sums, squares = torch.zeros_like(slopes), torch.zeros_like(slopes)
     wrong_grad_x = 0
     for parts in zip(*(t.split(rows) for t in (inputs.x, inputs.grad_y, grad_x)), strict=True):
@@ -225,3 +334,7 @@ def _count(mask: Tensor) -> int:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
@@ -33,6 +34,12 @@ from .plan import (
     view,
 )
 
+SEEN_TO_LAUNCH_DIRECTLY: frozenset[str] = frozenset()
+"""Versions of Triton whose compiled kernels a GPU launched right without Triton's look-up, which
+takes the host longer than a small kernel runs."""
+
+DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.hip is None
+
 _INTERPRETER = threading.Lock()
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 _UNCHANGED = contextlib.nullcontext()
@@ -51,6 +58,8 @@ class Call(NamedTuple):
     kernel: Any
     launch: Launch
     arguments: tuple[Any, ...]
+    compiled: dict[tuple[Any, ...], Any]
+    """Compiled kernels by what Triton specialises the tensors on."""
 
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -209,7 +218,7 @@ def plan_call(
 def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
     """The call of a launch; a kernel takes what it has parameters for."""
     named = {**launch.sizes, **launch.constants, **constants}
-    return Call(kernel, launch, tuple(named[n] for n in kernel.arg_names if n in named))
+    return Call(kernel, launch, tuple(named[n] for n in kernel.arg_names if n in named), {})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -219,12 +228,35 @@ def _sum_call(partials: tuple[int, int, int]) -> Call:
 
 def run(call: Call, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
     """Launches a kernel on the tensors' device; the one place that does."""
-    kernel, launch, arguments = call
     if INTERPRETED:
         _interpret(call, inputs, outputs)
         return
-    with _on(inputs[0].device):
-        kernel[launch.grid](*inputs, *outputs, *arguments, num_warps=launch.num_warps)
+    tensors = (*inputs, *outputs)
+    device = inputs[0].device
+    with _on(device):
+        if not DIRECT_LAUNCH:
+            _launch(call, tensors)
+            return
+        key = (device, *specialization(tensors))
+        if key in call.compiled:
+            compiled = call.compiled[key]
+            compiled[(*call.launch.grid, 1, 1)[:3]](*tensors, *call.arguments)
+        else:
+            call.compiled[key] = _launch(call, tensors)
+
+
+def _launch(call: Call, tensors: tuple[Any, ...]) -> Any:
+    """Launches through Triton's look-up of what it has compiled; gives that."""
+    kernel, launch = call.kernel, call.launch
+    return kernel[launch.grid](*tensors, *call.arguments, num_warps=launch.num_warps)
+
+
+def specialization(tensors: tuple[Any, ...]) -> list[object]:
+    """What of a call's tensors decides which machine code Triton makes for it, on NVIDIA's GPUs."""
+    return [
+        (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else type(value)
+        for value in tensors
+    ]
 
 
 def _interpret(call: Call, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:

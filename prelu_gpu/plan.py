@@ -326,7 +326,7 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     columns = fold * view.channels * view.inner
     if view.inner == 1 and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
-    worthwhile = view.outer >= rules.column_rows * fold or view.inner < 32 * vector
+    worthwhile = view.outer >= rules.column_rows * fold or _is_short(view, vector)
     if worthwhile and columns <= rules.partials and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
     return Kind.PLANE if view.inner % vector == 0 else Kind.ODD_PLANE
@@ -454,20 +454,25 @@ def _vector(view: View, itemsize: int) -> int:
     return math.gcd(VECTOR_BYTES // itemsize, view.gaps)
 
 
+def _is_short(view: View, vector: int) -> bool:
+    """Whether a row would leave lanes of a warp without a vector."""
+    return view.inner < 32 * vector
+
+
 def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     """Outer positions that make one row of columns, elements of a vector, columns of a tile.
 
-    The fewest positions that make whole vectors and fill their tiles. Where `outer` holds too few
-    for whole vectors, or their partial sums were too many though a single row of columns is the
-    slope itself, vectors are narrower. Rows with gaps are not folded.
+    The fewest positions that make whole vectors and fill their tiles. Vectors are narrower where
+    `outer` holds too few for whole ones, or their partial sums were too many, though not for rows
+    long enough to be read in whole vectors one by one. Rows with gaps are not folded.
     """
     row = view.channels * view.inner
     whole = _vector(view, itemsize)
     unfolded = math.gcd(row, whole)
-    vector = min(whole, unfolded * _next_power_of_2(view.outer + 1) // 2)
-    if view.inner == 1 and vector // unfolded * row > rules.partials:
-        vector = unfolded
-    step = vector // unfolded
+    step = min(whole // unfolded, _next_power_of_2(view.outer + 1) // 2)
+    while step > 1 and step * row > rules.partials and _is_short(view, whole):
+        step //= 2
+    vector = step * unfolded
     block = min(
         rules.column.size // itemsize // rules.column.rows, _next_power_of_2(view.outer * row)
     )

@@ -1,9 +1,13 @@
+import contextlib
 import csv
 import dataclasses
 import gc
 import io
 import itertools
 import math
+import subprocess
+import sys
+import types
 import weakref
 
 import pytest
@@ -13,8 +17,9 @@ from rich.console import Console
 
 import benchmarks.__main__ as program
 import prelu_gpu
-from benchmarks import timing
-from benchmarks.cases import CASES, PASSES, PROVIDERS, Case, check, provide_copy
+from benchmarks import cases, providers, results, timing
+from benchmarks.cases import CASES, CORE, PASSES, Case, check
+from benchmarks.providers import PROVIDERS, provide_copy
 from prelu_gpu import launch
 from prelu_gpu.backend import Backend
 
@@ -27,7 +32,17 @@ SMALL = [
     Case("last", (2, 6, 5, 8), torch.bfloat16, layout="channels_last"),
     Case("shared", (2, 6, 40), torch.float32, slope="shared"),
 ]
-RUN = program.Run("2026-01-01", "abc", "Some GPU (80 GB)", "1.2", "2.11", "3.6")
+SMALL_LAYOUTS = [
+    *SMALL,
+    Case("sliced", (4, 6, 5, 8), torch.float32, layout="sliced"),
+    Case("offset", (2, 6, 5, 8), torch.float16, layout="offset"),
+    Case("features", (2, 5, 16), torch.bfloat16, slope_dtype=torch.float32, dim=-1),
+    Case("one row", (61,), torch.float32, slope="shared"),
+]
+RUN = results.Run("2026-01-01", "abc", "Some GPU (80 GB)", "1.2", "2.11", "3.6")
+TORCH = ("prelu_gpu", "eager", "copy")
+"""Providers that need no compiler."""
+SETTINGS = program.Settings(providers=TORCH, rounds=3)
 
 
 class FakeDevice:
@@ -40,6 +55,10 @@ class FakeDevice:
         self.device = torch.device(device)
         self._times = times or itertools.repeat(10000.0)
         self.timed = 0
+        self.captured = 0
+
+    def stream(self):
+        return contextlib.nullcontext()
 
     def device_us(self, batch):
         batch()
@@ -53,15 +72,22 @@ class FakeDevice:
         call()
         return 64
 
+    def capture(self, batch):
+        self.captured += 1
+        return batch
+
 
 @pytest.fixture
-def few_rounds(monkeypatch):
-    monkeypatch.setattr(timing, "ROUNDS", 3)
+def commit(monkeypatch):
+    monkeypatch.setenv("PRELU_GPU_COMMIT", "abc123")
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    host = types.ModuleType("benchmarks.host")
+    host.host_table = lambda: "the cost of a call"
+    monkeypatch.setitem(sys.modules, host.__name__, host)
 
 
 def quiet():
@@ -73,15 +99,141 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_without_a_gpu_it_says_so_and_prints_what_would_be_launched(no_gpu, tmp_path, capsys):
+def run(cases, folder=None, device=None, console=None, **settings):
+    settings = dataclasses.replace(SETTINGS, folder=folder, **settings)
+    return program.benchmark(device or FakeDevice(), cases, settings, console or quiet())
+
+
+def rows_of(cases, ops=tuple(PASSES), providers=TORCH):
+    return list(itertools.product([case.name for case in cases], ops, providers))
+
+
+def test_without_a_gpu_it_says_so_and_prints_what_needs_none(no_gpu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(program, "machine_code", lambda: "registers")
     assert program.main(["--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert output.startswith("Nothing is timed: there is no GPU here")
+    lines = output.splitlines()
     for case in CASES:
-        assert output.count(case.name + " ") == 2
-    for text in ("132 multiprocessors", "453.0", "679.5", "column", "plane", "flat"):
+        assert sum(line.startswith(f"  {case.name} ") for line in lines) == 1, case.name
+    # The bytes of every operation, at the usual dtype.
+    (monai,) = (line for line in lines if " monai-unet " in line)
+    assert "float32" in monai
+    assert [f"{passes * 226.492416:.1f}" in monai for passes in PASSES.values()] == [True] * 4
+    for text in ("132 multiprocessors", "odd plane", "registers", "the cost of a call"):
         assert text in output
     assert not list(tmp_path.iterdir())
+
+
+def test_machine_code_is_asked_of_a_process_that_can_compile(monkeypatch):
+    asked = []
+
+    def run(command, env, **options):
+        asked.append((command, env))
+        return subprocess.CompletedProcess(command, 0, stdout="registers")
+
+    machine_code = pytest.importorskip("benchmarks.machine_code", reason="needs Triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert program.machine_code() == "registers"
+    ((command, env),) = asked
+    assert "TRITON_INTERPRET" not in env
+    assert command[:3] == [sys.executable, "-m", "benchmarks.machine_code"]
+    monkeypatch.setattr(machine_code, "INTERPRETED", False)
+    assert machine_code.parse(command[3:]).target == ["sm_90"]
+
+
+def test_machine_code_that_cannot_be_made_says_why(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/sh")  # which knows no such program
+    assert program.machine_code().startswith("not made: ")
+
+
+@pytest.mark.parametrize("name", ["report", "tune"])
+def test_subcommands_get_their_arguments(name, monkeypatch):
+    module, given = types.ModuleType(f"benchmarks.{name}"), []
+    module.main = lambda arguments: given.append(arguments) or 3
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert program.main([name, "--out", "x"]) == 3
+    assert given == [["--out", "x"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--case", "iresnett"], ["--case iresnett", "core", "iresnet-7x7"]),
+        (["--minutes", "0"], ["--minutes 0", "above 0"]),
+        (["--core", "--case", "curve"], ["--core", "drop one"]),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        program.main(arguments)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert all(word in error for word in words)
+
+
+def selected(*arguments):
+    return program.parse(arguments).cases
+
+
+def test_cases_are_selected_by_name_group_and_dtype():
+    assert selected() == list(CASES)
+    assert selected("--core") == selected("--quick") == selected("--case", "core") == list(CORE)
+    assert {case.name for case in selected("--case", "iresnet")} == {"iresnet"}
+    both = selected("--case", "sliced", "curve")
+    assert {case.name for case in both if case.group != "curve"} == {"sliced"}
+    assert sum(case.group == "curve" for case in both) == 20 * 3
+    assert {case.dtype for case in selected("--dtype", "float16")} == {torch.float16}
+    assert 0 < len(selected("--core", "--dtype", "float16")) < len(CORE)
+
+
+def test_every_case_is_there_once_in_every_dtype():
+    pairs = {}
+    for case in CASES:
+        pairs.setdefault(case.name, []).append((case.dtype, case.weight_dtype))
+    same = [(dtype, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    mixed = [(dtype, torch.float32) for dtype in (torch.bfloat16, torch.float16)]
+    for case in CASES:
+        expected = same + mixed if case.group == "model" else same
+        assert sorted(pairs[case.name], key=str) == sorted(expected, key=str), case.name
+        assert case.shape_name == CASES[[c.name for c in CASES].index(case.name)].shape_name
+
+
+def test_the_most_telling_cases_come_first():
+    assert len(CORE) == 12
+    assert CASES[:12] == CORE
+    groups = [case.group for case in CASES[12:]]
+    assert groups == sorted(groups, key=["model", "curve", "awkward"].index)
+    # Every model in its usual dtype before any in another.
+    names = {case.name for case in cases.MODELS}
+    assert {case.name for case in CASES[: 12 + len(names)] if case.group == "model"} == names
+
+
+@pytest.mark.parametrize("slope", ["shared", "channel"])
+def test_curves_go_in_steps_of_four(slope):
+    curve = [case for case in cases.CURVES if case.slope == slope]
+    assert [math.prod(case.shape) for case in curve] == [4**n for n in range(5, 15)]
+    assert {case.slopes for case in curve} == {1 if slope == "shared" else 64}
+
+
+def test_inputs_lie_in_memory_as_the_layout_says():
+    for case in SMALL_LAYOUTS:
+        x, weight, grad_y = case.inputs(torch.device("cpu"))
+        assert x.shape == grad_y.shape == case.shape
+        assert x.is_leaf
+        assert x.requires_grad
+        assert weight.requires_grad
+        assert weight.shape == (case.slopes,)
+        dense = [
+            t.is_contiguous(memory_format=cases.LAYOUTS.get(case.layout, torch.contiguous_format))
+            for t in (x, grad_y)
+        ]
+        assert dense == [case.layout != "sliced", True]
+        offset = case.layout == "offset"
+        assert (grad_y.storage_offset(), grad_y.data_ptr() % 16 != 0) == (offset, offset)
+        if case.layout == "sliced":
+            assert x.stride() == (2 * 6 * 40, 40, 8, 1)
+            assert x.storage_offset() == 6 * 40
 
 
 def test_a_gpu_that_is_required_is_one_line_and_status_1(no_gpu, capsys):
@@ -105,53 +257,150 @@ def test_interpreted_kernels_are_not_timed(monkeypatch, capsys):
         ("monai-unet", 2 * 2 * 32 * 96**3 * 4, 3 * 2 * 32 * 96**3 * 4),
         ("iresnet", 2 * 128 * 64 * 112**2 * 2, 3 * 128 * 64 * 112**2 * 2),
         ("real-esrgan", 2 * 8 * 64 * 360 * 640 * 2, 3 * 8 * 64 * 360 * 640 * 2),
-        ("iresnet-7x7", 2 * 256 * 512 * 49 * 2, 3 * 256 * 512 * 49 * 2),
+        ("iresnet-7x7", 2 * 128 * 512 * 49 * 2, 3 * 128 * 512 * 49 * 2),
         ("graph-infomax", 2 * 100000 * 512 * 4, 3 * 100000 * 512 * 4),
         ("conv-tasnet", 2 * 8 * 512 * 4000 * 2, 3 * 8 * 512 * 4000 * 2),
     ],
 )
 def test_bytes_of_the_cases(name, forward, backward):
-    (case,) = (case for case in CASES if case.name == name)
-    assert [case.bytes_moved(op) for op in PASSES] == [forward, backward]
+    case = next(case for case in CORE if case.name == name)
+    moved = [case.bytes_moved(op) for op in ("forward", "inference", "backward", "step")]
+    assert moved == [forward, forward, backward, forward + backward]
 
 
 @pytest.mark.parametrize("op", PASSES)
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SMALL_LAYOUTS[:5], ids=lambda case: case.name)
 def test_the_copy_moves_the_bytes_of_the_operation(case, op):
     sets = [case.inputs(torch.device("cpu")) for _ in range(2)]
-    call = provide_copy(op, sets)
+    call = provide_copy(case, op, sets)
     targets = [call(0), call(1)]
     for target, inputs in zip(targets, sets, strict=True):
-        # Read once and written once, and something was.
+        # Read once and written once, dense, and something was.
         assert 2 * target.nbytes == case.bytes_moved(op)
-        assert torch.equal(target.flatten()[:8], inputs.x.detach().flatten()[:8])
+        assert target.is_contiguous()
+        start = inputs.x.detach().flatten()
+        assert torch.equal(target[: len(start)], start)
     assert targets[0].data_ptr() != targets[1].data_ptr()
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def assert_same(case, op, provider, sets):
+    with torch.set_grad_enabled(op != "inference"):
+        eager = PROVIDERS["eager"](case, op, sets)
+        for number in (0, 1, 0):
+            expected = eager(number)
+            torch.testing.assert_close(provider(number), expected, rtol=0.05, atol=0.05)
+            first = expected[0] if op == "step" else expected
+            assert isinstance(first, tuple) or first.requires_grad == (op != "inference")
+
+
+@pytest.mark.parametrize("case", SMALL_LAYOUTS, ids=lambda case: case.name)
 def test_providers_compute_the_same(case):
     sets = [case.inputs(torch.device("cpu")) for _ in range(2)]
     for op in PASSES:
-        ours, eager = (PROVIDERS[name](op, sets) for name in ("prelu_gpu", "eager"))
-        for number in (0, 1, 0):
-            torch.testing.assert_close(ours(number), eager(number), rtol=0.05, atol=0.05)
+        # A module has one set of slopes.
+        used = [inputs._replace(weight=sets[0].weight) for inputs in sets]
+        assert_same(case, op, PROVIDERS["prelu_gpu"](case, op, used), used)
+
+
+@pytest.mark.parametrize("case", SMALL_LAYOUTS[:1], ids=lambda case: case.name)
+def test_compiled_operators_compute_the_same(case, monkeypatch):
+    compile_ = torch.compile
+    compiled = []
+
+    def without_a_toolchain(function, **options):
+        compiled.append(function)
+        return compile_(function, **options, fullgraph=True, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_a_toolchain)
+    sets = [case.inputs(torch.device("cpu"))] * 2
+    for op in PASSES:
+        with torch.set_grad_enabled(op != "inference"):
+            call = PROVIDERS["compile"](case, op, sets)
+        assert_same(case, op, call, sets)
+    assert compiled
+
+
+@pytest.mark.parametrize("case", SMALL_LAYOUTS, ids=lambda case: case.name)
+def test_jax_computes_the_same(case, device):
+    if obstacle := providers.jax_obstacle(device):
+        pytest.skip(obstacle)
+    if not providers.serves("jax", case):
+        pytest.skip("a layout that JAX does not know")
+    sets = [case.inputs(device)] * 2
+
+    def as_torch(result):
+        if isinstance(result, tuple):
+            return tuple(itertools.chain.from_iterable(map(flat, result)))
+        return torch.from_dlpack(result)
+
+    def flat(part):
+        return as_torch(part) if isinstance(part, tuple) else [torch.from_dlpack(part)]
+
+    for op in PASSES:
+        call = PROVIDERS["jax"](case, op, sets)
+        providers.wait_for_jax(call(0))
+        with torch.set_grad_enabled(op != "inference"):
+            expected = PROVIDERS["eager"](case, op, sets)(0)
+        torch.testing.assert_close(as_torch(call(0)), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_jax_that_is_not_there_is_said_and_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    console = quiet()
+    everyone = (*TORCH, "jax")
+    assert run(SMALL[2:], tmp_path, ops=("forward",), providers=everyone, console=console) == 0
+    assert "JAX is not timed: " in console.file.getvalue()
+    assert {row["provider"] for row in read(tmp_path / "fake-gpu.csv")} == set(TORCH)
+
+
+def measurement(device_us, call_us):
+    return timing.Measurement(64, device_samples=[device_us] * 3, call_samples=[call_us] * 3)
 
 
 def test_rows_are_consistent():
-    measured = timing.Measurement(64, device_samples=[99, 100, 101], call_samples=[120, 130, 125])
-    row = program.make_row(SMALL[2], "backward", "eager", measured, copy_us=80)
+    eager = timing.Measurement(64, device_samples=[99, 100, 101], call_samples=[120, 130, 125])
+    measured = {"eager": eager, "copy": measurement(80, 90)}
+    row = program.make_row(SMALL[2], "backward", "eager", measured)
     assert (row.device_us, row.call_us, row.bytes, row.extra_bytes) == (100, 125, 3 * 1920, 64)
     assert (row.gbps, row.pct_copy) == (round(5760 / 100 / 1e3, 1), 80.0)
     assert (row.slope, row.shape, row.dtype) == ("shared", "2x6x40", "float32")
 
 
+def test_who_is_timed_by_whole_calls_alone_has_no_device_figures():
+    device, waited = FakeDevice(), []
+    measured = timing.measure(
+        device,
+        {"jax": lambda number: number, "copy": lambda number: number},
+        3,
+        lambda: None,
+        rounds=2,
+        waits={"jax": waited.append},
+    )
+    row = program.make_row(SMALL[0], "step", "jax", measured)
+    assert (row.device_us, row.gbps, row.pct_copy, row.extra_bytes) == (None,) * 4
+    assert row.call_us == 20000.0
+    # To size the batch, and then in every round, for the last result.
+    assert waited == [2, 0, 1]
+    assert program.make_row(SMALL[0], "step", "copy", measured).device_us == 10000.0
+
+
+def test_a_speedup_is_by_the_time_that_counts():
+    large = Case("large", (2**22,), torch.float32, slope="shared")
+    small = dataclasses.replace(large, shape=(2**22 - 1,))
+    eager, ours = measurement(30, 40), measurement(10, 20)
+    assert program.speedup(large, eager, ours) == 3
+    assert program.speedup(small, eager, ours) == 2
+    assert program.speedup(large, eager, timing.Measurement(None, call_samples=[10, 10])) == 4
+    assert program.speedup(large, None, ours) is None
+
+
 def test_the_results_file_is_complete_after_every_row(tmp_path):
-    file = program.ResultsFile(tmp_path, RUN)
-    assert file.path == tmp_path / "some-gpu-80-gb.csv"
+    file = results.ResultsFile(tmp_path, results.slug(RUN.gpu) + "-core", RUN, program.Row)
+    assert file.path == tmp_path / "some-gpu-80-gb-core.csv"
     assert file.path.read_text() == COLUMNS + "\n"
-    measured = timing.Measurement(0, device_samples=[1, 2, 3], call_samples=[4, 5, 6])
+    measured = {"copy": measurement(1, 2)}
     for count, op in enumerate(PASSES, start=1):
-        file.write(program.make_row(SMALL[0], op, "prelu_gpu", measured, copy_us=1))
+        file.write(program.make_row(SMALL[0], op, "copy", measured))
         rows = read(file.path)
         assert len(rows) == count
         assert rows[-1]["op"] == op
@@ -159,59 +408,161 @@ def test_the_results_file_is_complete_after_every_row(tmp_path):
         assert rows[-1]["slope_dtype"] == "float32"
 
 
-def test_a_run_from_gate_to_table(few_rounds, tmp_path, monkeypatch):
-    monkeypatch.setenv("PRELU_GPU_COMMIT", "abc123")
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"commit": "def"}, "commit abc"),
+        ({"commit": "abc-dirty"}, "abc-dirty"),
+        ({"commit": "unknown"}, "unknown"),
+        ({"driver": "1.3"}, "driver 1.2"),
+    ],
+)
+def test_results_of_different_runs_are_not_mixed(other, words, tmp_path):
+    file = results.ResultsFile(tmp_path, "gpu", RUN, program.Row)
+    file.write(program.make_row(SMALL[0], "step", "copy", {"copy": measurement(1, 2)}))
+    later = dataclasses.replace(RUN, date="2026-01-02")
+    assert len(results.ResultsFile(tmp_path, "gpu", later, program.Row).rows) == 1
+    with pytest.raises(ValueError, match=words):
+        results.ResultsFile(tmp_path, "gpu", dataclasses.replace(later, **other), program.Row)
+    with pytest.raises(ValueError, match="other columns"):
+        results.ResultsFile(tmp_path, "gpu", later, timing.Measurement)
+    assert len(read(file.path)) == 1
+
+
+def test_a_run_from_gate_to_table(commit, tmp_path):
     console = quiet()
-    assert program.benchmark(FakeDevice(), SMALL, tmp_path / "new", console) == 0
+    assert run(SMALL, tmp_path / "new", console=console) == 0
     rows = read(tmp_path / "new" / "fake-gpu.csv")
-    assert [(row["case"], row["op"], row["provider"]) for row in rows] == list(
-        itertools.product([case.name for case in SMALL], PASSES, PROVIDERS)
-    )
+    assert [(row["case"], row["op"], row["provider"]) for row in rows] == rows_of(SMALL)
     assert {row["commit"] for row in rows} == {"abc123"}
     assert {(row["device_us"], row["call_us"]) for row in rows} == {("10000.0", "20000.0")}
     table = console.file.getvalue()
-    assert table.count("prelu_gpu") >= 6
-    assert "x eager" in table
+    assert table.count(" prelu_gpu  ") == 3 * 4
+    assert all(column in table for column in ("% of copy", "x eager", "x compile", "extra MiB"))
 
 
-def test_a_run_cut_off_keeps_what_it_finished(few_rounds, tmp_path):
+def test_a_run_goes_on_where_the_last_one_stopped(commit, tmp_path):
+    cases = SMALL[1:]
+    assert run(cases[:1], tmp_path, ops=("forward",), providers=("eager",)) == 0
+    assert run(cases[:1], tmp_path, ops=("forward", "step")) == 0
+    device = FakeDevice()
+    assert run(cases, tmp_path, device=device) == 0
+    rows = [(row["case"], row["op"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
+    assert sorted(rows) == sorted(rows_of(cases))
+    again = FakeDevice()
+    assert run(cases, tmp_path, device=again) == 0
+    assert (device.timed > 0, again.timed) == (True, 0)
+
+
+def test_another_commits_results_are_an_error(commit, tmp_path, monkeypatch, capsys):
+    assert run(SMALL[2:], tmp_path, ops=("step",)) == 0
+    monkeypatch.setenv("PRELU_GPU_COMMIT", "def456")
+    device = FakeDevice()
+    assert run(SMALL[2:], tmp_path, device=device) == 1
+    error = capsys.readouterr().err
+    assert "abc123" in error
+    assert "def456" in error
+    assert error.count("\n") == 1
+    assert device.timed == 0
+
+
+class FakeTime:
+    """A clock that goes on by `step` seconds whenever it is asked."""
+
+    def __init__(self, step):
+        self._times = itertools.count(0, step)
+
+    def monotonic(self):
+        return next(self._times)
+
+
+@pytest.mark.parametrize(("minutes", "finished"), [(2, 2), (0.25, 0), (math.inf, 4)])
+def test_a_run_stops_before_its_minutes_are_over(minutes, finished, commit, tmp_path, monkeypatch):
+    # Each operation begins and ends by one look at the clock; two end at 100 seconds, and a third
+    # would at 150.
+    monkeypatch.setattr(program, "time", FakeTime(25))
+    console = quiet()
+    assert run(SMALL[2:], tmp_path, minutes=minutes, console=console) == 0
+    rows = read(tmp_path / "fake-gpu.csv")
+    assert list(dict.fromkeys(row["op"] for row in rows)) == list(PASSES)[:finished]
+    assert len(rows) == finished * len(TORCH)
+    stopped = f"{4 - finished} of 4 operations are not timed" in console.file.getvalue()
+    assert stopped == (finished < 4)
+
+
+def test_a_run_cut_off_keeps_what_it_finished(tmp_path):
     def times():
-        # One operation asks the clock so often: to size the batch, then twice a round.
-        yield from itertools.repeat(10000.0, len(PROVIDERS) * (1 + 2 * 3) + 5)
+        # One operation asks the clock so often: to size both batches, then twice a round.
+        yield from itertools.repeat(10000.0, len(TORCH) * (2 + 2 * 3) + 5)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        program.benchmark(FakeDevice(times=times()), SMALL, tmp_path, quiet())
+        run(SMALL, tmp_path, device=FakeDevice(times=times()))
     rows = read(tmp_path / "fake-gpu.csv")
-    assert [(row["op"], row["provider"]) for row in rows] == [("forward", p) for p in PROVIDERS]
+    assert [(row["op"], row["provider"]) for row in rows] == [("forward", p) for p in TORCH]
+
+
+def test_a_compiler_that_fails_is_said_and_not_timed(tmp_path, monkeypatch):
+    def failing(function, **options):
+        def call(*arguments):
+            raise ValueError("no such luck\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    console = quiet()
+    everyone = (*TORCH, "compile")
+    assert run(SMALL[2:], tmp_path, providers=everyone, console=console) == 0
+    assert {row["provider"] for row in read(tmp_path / "fake-gpu.csv")} == set(TORCH)
+    notices = [
+        f"shared float32 {op}, compile is not timed: ValueError: no such luck" for op in PASSES
+    ]
+    assert "\n".join(notices) in console.file.getvalue()
+    assert (tmp_path / "fake-gpu-notices.txt").read_text().splitlines() == notices
+
+
+def test_our_own_failure_is_no_notice(monkeypatch):
+    def failing(case, op, sets):
+        raise ValueError("ours")
+
+    monkeypatch.setitem(PROVIDERS, "prelu_gpu", failing)
+    with pytest.raises(ValueError, match="ours"):
+        run(SMALL[2:])
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert program.benchmark(FakeDevice(), SMALL, tmp_path / "file", quiet()) == 1
+    device = FakeDevice()
+    assert run(SMALL, tmp_path / "file", device=device) == 1
     assert "--results" in capsys.readouterr().err
+    assert device.timed == 0
 
 
-def wrong_forward(x, weight):
+def wrong_forward(x, weight, dim=1):
     y = F.prelu(x, weight)
     return torch.cat([y.flatten()[:-1], y.flatten()[-1:] * 1.01]).view_as(y)
 
 
-def wrong_input_gradient(x, weight):
+def wrong_input_gradient(x, weight, dim=1):
     return F.prelu(x.detach() + 1.01 * (x - x.detach()), weight)
 
 
-def wrong_slope_gradient(x, weight):
+def wrong_slope_gradient(x, weight, dim=1):
     return F.prelu(x, weight.detach() + 1.01 * (weight - weight.detach()))
 
 
-def unwritten_forward(x, weight):
+def unwritten_forward(x, weight, dim=1):
     y = F.prelu(x, weight)
     y.data[-1] = math.nan
     return y
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def wrong_without_grad(x, weight, dim=1):
+    return F.prelu(x, weight) if torch.is_grad_enabled() else F.prelu(x, 1.01 * weight)
+
+
+@pytest.mark.parametrize("case", SMALL_LAYOUTS, ids=lambda case: case.name)
 def test_the_gate_is_green(case, device):
     assert check(case, device) == []
 
@@ -231,22 +582,24 @@ def test_the_gate_is_green_in_parts(device, monkeypatch):
         (unwritten_forward, "forward: 240 of 480"),
         (wrong_input_gradient, "input gradient: 480 of 480"),
         (wrong_slope_gradient, "slope gradient: 1 of 1"),
+        (wrong_without_grad, "forward without grad: "),
     ],
 )
 def test_a_red_gate_takes_no_time(prelu, words, monkeypatch, tmp_path, capsys, device):
     monkeypatch.setattr(prelu_gpu, "prelu", prelu)
     fake, console = FakeDevice(device), quiet()
-    assert program.benchmark(fake, SMALL[2:], tmp_path, console) == 1
+    assert run(SMALL[2:], tmp_path, device=fake, console=console) == 1
     assert fake.timed == 0
     assert "GB/s" not in console.file.getvalue()
-    assert f"shared: {words}" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert f"shared (float32): {words}" in capsys.readouterr().err
+    assert read(tmp_path / "fake-gpu.csv") == []
 
 
-def test_sets_exceed_the_cache_three_times():
-    for nbytes in (1, 299, 300, 899, 900, 10**6):
+def test_sets_exceed_the_cache_three_times_up_to_a_limit():
+    for nbytes in (4, 299, 300, 899, 900, 10**6):
         sets = timing.count_sets(FakeDevice(), nbytes)
         assert sets * nbytes > 3 * FakeDevice.l2_bytes >= (sets - 1) * nbytes
+    assert timing.count_sets(FakeDevice(), 1) == timing.SETS_LIMIT < 900
 
 
 def test_a_rotation_uses_all_sets_and_keeps_their_results():
@@ -262,14 +615,14 @@ def test_a_rotation_uses_all_sets_and_keeps_their_results():
         return result
 
     rotation = timing.Rotation(call, sets=3)
-    rotation.run(2)
-    rotation.run(5)
+    assert rotation.run(2) is results[-1]()
+    assert rotation.run(5) is results[-1]()
     gc.collect()
     assert numbers == [0, 1, 2, 0, 1, 2, 0]
     assert [result() is not None for result in results] == [False] * 4 + [True] * 3
 
 
-def test_providers_take_turns_in_every_round(few_rounds):
+def test_providers_take_turns_in_every_round():
     order = []
 
     def caller(name):
@@ -277,22 +630,60 @@ def test_providers_take_turns_in_every_round(few_rounds):
 
     advanced = []
     calls = {name: caller(name) for name in "ab"}
-    measured = timing.measure(FakeDevice(), calls, 1, lambda: advanced.append(None))
+    measured = timing.measure(FakeDevice(), calls, 1, lambda: advanced.append(None), rounds=3)
     rounds = order[-2 * 2 * 3 :]
     assert rounds == ["a", "a", "b", "b"] * 3
     assert len(advanced) == 3
     assert measured["a"].device_samples == [10000.0] * 3
 
 
-def test_batches_are_sized_by_the_device_time(few_rounds):
+def test_batches_are_sized_by_the_device_time():
     numbers = []
-    device = FakeDevice(times=itertools.repeat(2000.0))
-    measured = timing.measure(device, {"a": numbers.append}, 2, lambda: None)
-    # 2000 us for two calls: batches of five to reach 5000 us; before them two rotations to warm
+    device = FakeDevice(times=itertools.repeat(1000.0))
+    measured = timing.measure(device, {"a": numbers.append}, 2, lambda: None, rounds=3)
+    # 1000 us for two calls: batches of five to reach 2500 us; before them two rotations to warm
     # up, one to size the batch, and a call for its memory.
     assert len(numbers) == 4 + 2 + 1 + 2 * 3 * 5
-    assert measured["a"].device_us == 2000 / 5
-    assert measured["a"].call_us == 4000 / 5
+    assert measured["a"].device_us == 1000 / 5
+    assert measured["a"].call_us == 2000 / 5
+    assert device.captured == 0
+
+
+def test_small_calls_are_timed_by_replays_of_a_rotation():
+    numbers = []
+    device = FakeDevice(times=itertools.repeat(1000.0))
+    measured = timing.measure(device, {"a": numbers.append}, 4, lambda: None, rounds=3, replay=True)
+    # 1000 us for one replay of four calls: two of them to reach 2500 us. Whole calls as ever.
+    assert device.captured == 1
+    assert measured["a"].device_us == 1000 / (2 * 4)
+    assert measured["a"].call_us == 2000 / 10
+    assert numbers[-(2 * 4 + 10) :][:8] == [0, 1, 2, 3] * 2
+    assert measured["a"].notice is None
+
+
+def test_what_cannot_be_captured_is_timed_with_events_and_said(commit, tmp_path):
+    class Uncapturable(FakeDevice):
+        def capture(self, batch):
+            raise RuntimeError("not permitted\nwhile capturing")
+
+    console = quiet()
+    assert run(SMALL[2:], tmp_path, device=Uncapturable(), console=console) == 0
+    rows = read(tmp_path / "fake-gpu.csv")
+    assert len(rows) == len(rows_of(SMALL[2:]))
+    assert {row["device_us"] for row in rows} == {"10000.0"}
+    words = "shared float32 forward, eager: no CUDA graph, timed with events: not permitted\n"
+    assert words in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("elements", "captured"), [(2**18, 0), (2**18 - 1, 3)])
+def test_graphs_are_for_less_than_a_mebibyte(elements, captured, monkeypatch):
+    monkeypatch.setattr(program, "check", lambda case, device: [])
+    device = FakeDevice()
+    monkeypatch.setattr(device, "l2_bytes", 1)
+    case = Case("size", (elements,), torch.float32, slope="shared")
+    monkeypatch.setattr(prelu_gpu, "prelu", F.prelu)
+    assert run([case], device=device, ops=("forward",)) == 0
+    assert device.captured == captured
 
 
 def test_spread_is_the_interquartile_range():
@@ -323,12 +714,13 @@ class FakeEvent:
 
 @pytest.mark.parametrize(
     ("reached", "spins"),
-    [([False], 1), ([True, True, False], 3), (itertools.repeat(True), 8)],
+    [([False], 1), ([True, True, False], 3), (itertools.repeat(True), 6)],
     ids=["queued in time", "too late twice", "never in time"],
 )
 def test_a_batch_is_queued_before_it_starts(reached, spins, monkeypatch):
     cycles, batches = [], []
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
     monkeypatch.setattr(torch.cuda, "_sleep", cycles.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = type("Properties", (), {"name": "Fake", "L2_cache_size": 1000})
@@ -338,23 +730,32 @@ def test_a_batch_is_queued_before_it_starts(reached, spins, monkeypatch):
     assert gpu.device_us(lambda: batches.append(None)) == 1500
     assert len(batches) == spins
     assert cycles == [cycles[0] * 2**n for n in range(spins)]
+    # A batch that never fits leaves the next one its short spin.
+    monkeypatch.setattr(FakeEvent, "reached", itertools.repeat(False))
+    gpu.device_us(lambda: None)
+    assert cycles[-1] == (cycles[0] if spins == 6 else cycles[spins - 1])
 
 
 def test_an_answer_nobody_gives_is_unknown():
-    assert program.ask("no-such-program-here") == "unknown"
-    assert program.ask("git", "no-such-command") == "unknown"
+    assert results.ask("no-such-program-here") == "unknown"
+    assert results.ask("git", "no-such-command") == "unknown"
+
+
+@pytest.fixture
+def real_allocations(monkeypatch):
+    """The guarded ones of conftest.py would be timed too."""
+    monkeypatch.setattr(launch, "torch", torch)
 
 
 @pytest.mark.gpu
-def test_one_case_on_a_gpu(tmp_path, monkeypatch):
-    # The guarded allocations of conftest.py would be timed too.
-    monkeypatch.setattr(launch, "torch", torch)
-    case = dataclasses.replace(CASES[3], name="real")
+def test_one_case_on_a_gpu(real_allocations, tmp_path):
+    case = dataclasses.replace(CORE[3], name="real")
     gpu = timing.Gpu()
-    assert program.benchmark(gpu, [case], tmp_path, quiet()) == 0
+    everyone = ("prelu_gpu", "eager", "compile", "copy")
+    assert run([case], tmp_path, device=gpu, providers=everyone) == 0
     (path,) = tmp_path.iterdir()
     rows = {(row["op"], row["provider"]): row for row in read(path)}
-    assert set(rows) == set(itertools.product(PASSES, PROVIDERS))
+    assert set(rows) == set(itertools.product(PASSES, everyone))
     for row in rows.values():
         assert float(row["device_us"]) > 0
         assert row["gpu"] == gpu.name
@@ -362,3 +763,37 @@ def test_one_case_on_a_gpu(tmp_path, monkeypatch):
     assert int(rows["backward", "prelu_gpu"]["extra_bytes"]) < case.nbytes / 2
     assert int(rows["backward", "eager"]["extra_bytes"]) >= case.nbytes
     assert int(rows["forward", "copy"]["extra_bytes"]) == 0
+
+
+@pytest.mark.gpu
+def test_a_replay_takes_the_device_no_longer_than_the_launches(real_allocations):
+    case = Case("small", (4, 16, 16, 16), torch.float32)
+    gpu = timing.Gpu()
+    with gpu.stream():
+        sets = [case.inputs(gpu.device) for _ in range(32)]
+        for op in PASSES:
+            with torch.set_grad_enabled(op != "inference"):
+                calls = {name: PROVIDERS[name](case, op, sets) for name in TORCH}
+                replayed, launched = (
+                    timing.measure(gpu, calls, len(sets), lambda: None, rounds=7, replay=replay)
+                    for replay in (True, False)
+                )
+            for name in TORCH:
+                assert replayed[name].notice is None
+                noise = 1 + launched[name].spread_us + replayed[name].spread_us
+                assert 0 < replayed[name].device_us < launched[name].device_us + noise
+
+
+@pytest.mark.gpu
+def test_jax_is_timed_by_whole_calls_on_a_gpu(real_allocations, tmp_path):
+    gpu = timing.Gpu()
+    if obstacle := providers.jax_obstacle(gpu.device):
+        pytest.skip(obstacle)
+    case = Case("small", (4, 16, 64, 64), torch.bfloat16)
+    assert run([case], tmp_path, device=gpu, providers=("jax", "copy")) == 0
+    (path,) = tmp_path.iterdir()
+    rows = [row for row in read(path) if row["provider"] == "jax"]
+    assert len(rows) == len(PASSES)
+    for row in rows:
+        assert float(row["call_us"]) > 0
+        assert row["device_us"] == row["pct_copy"] == row["extra_bytes"] == ""

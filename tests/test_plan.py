@@ -162,6 +162,21 @@ def test_many_channels_leave_no_table_of_partial_sums(outer, channels, itemsize)
     assert launch.sizes["rows"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("channels", "inner", "itemsize", "vector"),
+    [(1001, 49, 2, 4), (1001, 49, 4, 4), (2049, 49, 2, 2), (4097, 49, 4, 1), (51_131, 1, 2, 4)],
+)
+def test_short_rows_are_columns_of_the_widest_vectors_that_leave_few_sums(
+    channels, inner, itemsize, vector
+):
+    launch = plan(View(320, channels, inner), itemsize, rules(itemsize, backward=True))
+    assert launch.kind is Kind.COLUMN
+    assert launch.constants["V"] == vector
+    assert math.prod(launch.partials) <= 2**18
+    # Twice as wide vectors were too wide for a thread, or twice as many sums too many.
+    assert 2 * vector * itemsize > 16 or 2 * vector * channels * inner > 2**18
+
+
 @pytest.mark.parametrize("inner", [1, 3, 4, 8, 12, 1024, 1025])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):

@@ -1,0 +1,133 @@
+"""What the programs that measure share: the facts of a run, its results file, its progress bars."""
+
+import csv
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.timing import Device
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of one run share."""
+
+    date: str
+    commit: str
+    gpu: str
+    driver: str
+    torch: str
+    triton: str
+
+
+class ResultsFile:
+    """A CSV file that is complete up to the last row written, whenever the run is cut off.
+
+    A file that is there is continued where it came from the same run but for the date: figures of
+    two states of the code in one file would be compared.
+    """
+
+    def __init__(self, folder: Path, name: str, run: Run, row_type: type) -> None:
+        """Opens DIR/<name>.csv for rows of the dataclass `row_type`, whose columns follow Run's.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: the file has another run's results.
+        """
+        self.path = folder / f"{name}.csv"
+        self._run = run
+        self._columns = [field.name for part in (Run, row_type) for field in fields(part)]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows: list[dict[str, str]] = []
+        """What the file held when it was opened."""
+        if self.path.exists():
+            self.rows = self._read()
+        else:
+            self._write("w", self._columns)
+
+    def write(self, row: Any) -> None:
+        """Adds a row."""
+        self._write("a", (*astuple(self._run), *astuple(row)))
+
+    def note(self, notice: str) -> None:
+        """Adds a line to <name>-notices.txt: what a row does not tell, or why there is none."""
+        with self.path.with_name(f"{self.path.stem}-notices.txt").open("a") as file:
+            file.write(f"{notice}\n")
+
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        advice = "move it away, or give another folder."
+        if reader.fieldnames != self._columns:
+            raise ValueError(f"{self.path} has other columns than this program's; {advice}")
+        commit = self._run.commit
+        if commit == "unknown" or commit.endswith("-dirty"):
+            raise ValueError(
+                f"{self.path} is there, and this checkout ({commit}) is no commit to continue it "
+                f"with: commit, or {advice}"
+            )
+        for column in [field.name for field in fields(Run) if field.name != "date"]:
+            for row in rows:
+                if row[column] != getattr(self._run, column):
+                    raise ValueError(
+                        f"{self.path} has results of {column} {row[column]}, and this is "
+                        f"{getattr(self._run, column)}; {advice}"
+                    )
+        return rows
+
+    def _write(self, mode: str, values: Sequence[object]) -> None:
+        with self.path.open(mode, newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(values)
+
+
+def describe_run(device: Device) -> Run:
+    """The facts that make a figure comparable."""
+    import triton  # not on every platform where these programs print their plans
+
+    return Run(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=os.environ.get("PRELU_GPU_COMMIT")
+        or ask("git", "describe", "--always", "--dirty", "--exclude=*"),
+        gpu=device.name,
+        driver=ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        torch=torch.__version__,
+        triton=triton.__version__,
+    )
+
+
+def ask(*command: str) -> str:
+    """The first line another program prints, run from the checkout; "unknown" if it cannot."""
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return next(iter(answer.stdout.splitlines()), "unknown")
+
+
+def slug(name: str) -> str:
+    """A GPU's name as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def progress_bars(console: Console) -> Progress:
+    """The display of a run, drawn only between timings: a thread would disturb them."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        auto_refresh=False,
+    )
