@@ -198,6 +198,22 @@ def test_every_parameter_is_trained_and_the_loss_falls(workload):
     assert all(value.grad is None for value in model.parameters())
 
 
+def test_blocks_of_conv_tasnet_add_to_what_they_were_given():
+    model = CONV_TASNET.build()
+    given = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    for onward in model.onward:
+        nn.init.zeros_(onward.weight)
+        nn.init.constant_(onward.bias, 2.0)
+    model(torch.randn(2, 80))
+    torch.testing.assert_close(given[1], given[0] + 2)
+
+
+def test_conv_tasnet_makes_voices_of_the_sound_it_is_given():
+    assert CONV_TASNET.build()(torch.zeros(2, 80)).eq(0).all()
+
+
 def test_arcface_widens_the_angle_to_the_true_centre():
     angle = torch.tensor([[0.3, 1.0], [1.2, 0.9]])
     expected = F.cross_entropy(
@@ -564,12 +580,13 @@ def test_a_deadline_is_over_when_the_seconds_needed_are_not_left():
     ("seconds", "minutes", "finished", "first_left"),
     [
         # The clock is asked once at the start, twice by the gate and ten times by a pair: the
-        # second pair is cut off at the 18th time.
+        # second pair is cut off as it warms up, at the 15th time, or at the 18th.
+        (60, 14, 2, "srgan, contiguous, nn.PReLU and prelu_gpu; unet3d"),
         (60, 17, 2, "srgan, contiguous, nn.PReLU and prelu_gpu; unet3d"),
         # Both pairs are through at 230 s, but 310 are too few to begin a compilation.
         (10, 5, 4, "unet3d, contiguous, nn.PReLU compile and prelu_gpu compile; srgan"),
     ],
-    ids=["in a pair", "before compiling"],
+    ids=["warming up", "in a pair", "before compiling"],
 )
 def test_a_run_whose_minutes_are_over_keeps_what_it_finished(
     seconds, minutes, finished, first_left, compilers, tmp_path
@@ -582,6 +599,13 @@ def test_a_run_whose_minutes_are_over_keeps_what_it_finished(
     output = " ".join(console.file.getvalue().split())
     assert output.count("10.00") == finished
     assert f"The minutes given are over. Not timed: {first_left}" in output
+
+
+def test_time_that_is_over_is_no_failure_of_a_provider(compilers):
+    deadline = training.Deadline(2.5, Clock(60))  # over in the second provider's first step
+    failing_first = dict(reversed(compilers.items()))
+    with pytest.raises(training.OutOfTimeError):
+        training.time_providers(FakeDevice(), UNET, failing_first, 1.0, 2, deadline, lambda: None)
 
 
 def test_minutes_too_few_for_the_gate_are_an_error(tmp_path, capsys):
@@ -609,6 +633,11 @@ def test_without_a_gpu_it_says_so_and_prints_sizes(no_gpu, tmp_path, capsys):
 def test_every_network_is_sized_without_memory_for_it(no_gpu, capsys):
     assert training.main([]) == 0
     output = capsys.readouterr().out
+    stages = zip((3, 4, 14, 3), (64, 128, 256, 512), (56, 28, 14, 7), strict=True)
+    elements = 64 * 112**2 + sum(
+        width * (4 + blocks - 1) * side**2 for blocks, width, side in stages
+    )
+    assert output.count(f"{128 * elements * 2 / 1e6:.1f}") == 2  # float16, in both layouts
     assert output.count("iresnet50") == 2
     for name in ("contiguous", "channels_last", "unet3d", "conv-tasnet", "srgan", "float16"):
         assert name in output
