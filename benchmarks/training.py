@@ -11,15 +11,13 @@ elsewhere. Without a GPU nothing is timed: sizes are printed.
 
 import argparse
 import copy
-import csv
 import gc
 import math
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -33,15 +31,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import prelu_gpu
-from benchmarks.__main__ import (
-    Run,
-    describe_run,
-    dtype_name,
-    fail,
-    find_obstacle,
-    progress_bars,
-    slug,
-)
+from benchmarks.__main__ import fail, find_obstacle
 from benchmarks.cases import LAYOUTS
 from benchmarks.networks import (
     ConvTasNet,
@@ -53,6 +43,7 @@ from benchmarks.networks import (
     si_snr_loss,
 )
 from benchmarks.photos import downscale
+from benchmarks.results import ResultsFile, describe_run, progress_bars, slug
 from benchmarks.srgan import Generator
 
 WARM_UP = 5
@@ -110,6 +101,11 @@ class Workload:
     def title(self) -> str:
         """What tells it from the others."""
         return f"{self.network}, {self.layout}"
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype without its module."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def draw_faces(
@@ -206,24 +202,6 @@ class Row:
     steps: int = 0
     peak_bytes: int | None = None
     speedup: float | None = None
-
-
-class ResultsFile:
-    """A CSV file that is complete up to the last row written, whenever the run is cut off."""
-
-    def __init__(self, folder: Path, run: Run) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{slug(run.gpu)}-training.csv"
-        self._run = run
-        self._write("w", [field.name for part in (Run, Row) for field in fields(part)])
-
-    def write(self, row: Row) -> None:
-        """Adds a row."""
-        self._write("a", (*astuple(self._run), *astuple(row)))
-
-    def _write(self, mode: str, values: Sequence[object]) -> None:
-        with self.path.open(mode, newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(values)
 
 
 class OutOfTimeError(Exception):
@@ -501,11 +479,25 @@ class Plan:
         workloads: the networks.
         stages: providers that are timed in turn.
         steps: to time.
+        suffix: what follows the GPU's name in the file's.
     """
 
     workloads: Sequence[Workload]
     stages: Sequence[Providers] = (EAGER, COMPILED)
     steps: int = STEPS
+    suffix: str = "-training"
+
+
+class Job(NamedTuple):
+    """A network and the providers to time it with."""
+
+    workload: Workload
+    providers: Providers
+
+    @property
+    def title(self) -> str:
+        """What tells it from the others."""
+        return f"{self.workload.title}, {' and '.join(self.providers)}"
 
 
 @dataclass
@@ -547,7 +539,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     # As training scripts do whose shapes stay the same.
     torch.backends.cudnn.benchmark = True
-    plan = Plan(workloads, (EAGER,), QUICK_STEPS) if options.quick else Plan(workloads)
+    plan = Plan(workloads)
+    if options.quick:
+        plan = Plan(workloads, (EAGER,), QUICK_STEPS, "-training-quick")
     return benchmark(Gpu(), plan, deadline, options.results, console)
 
 
@@ -558,7 +552,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Time training steps with torch.nn.PReLU and with prelu_gpu.",
     )
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="write DIR/<gpu>-training.csv, row by row"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="write DIR/<gpu>-training.csv, row by row; one of the same commit is continued",
     )
     names = list(dict.fromkeys(workload.network for workload in WORKLOADS))
     parser.add_argument(
@@ -572,7 +569,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--minutes",
         type=positive,
         metavar="M",
-        help="stop before so many minutes are over and keep what is finished",
+        help="stop before so many are over; with --results the same command goes on",
     )
     parser.add_argument(
         "--quick",
@@ -597,116 +594,126 @@ def benchmark(
     device: Device, plan: Plan, deadline: Deadline, folder: Path | None, console: Console
 ) -> int:
     """Checks the networks, times them and reports; gives the exit status."""
-    if folder and (fault := find_fault(folder)):
-        return fail(f"--results {folder}: {fault}; give a folder that can be written.")
     run = describe_run(device)
     console.print(
         f"{run.gpu}, driver {run.driver}, torch {run.torch}, triton {run.triton}, "
         f"prelu_gpu at {run.commit}"
     )
+    file = None
+    if folder:
+        try:
+            file = ResultsFile(folder, slug(run.gpu) + plan.suffix, run, Row)
+        except OSError as error:
+            return fail(f"--results {folder}: {error.strerror}; give a folder that can be written.")
+        except ValueError as error:
+            return fail(f"--results {folder}: {error}")
+    jobs = remaining(plan, file.rows if file else [])
+
     try:
-        verdicts = check_workloads(device, plan.workloads, deadline, console)
+        verdicts = check_jobs(device, jobs, deadline, console)
     except OutOfTimeError:
         return fail("--minutes: too few to check the networks, so nothing is timed; give more.")
     except torch.OutOfMemoryError as error:
         return fail(f"{first_line(error)} Choose smaller networks with --network.")
     wrong = [
-        f"{workload.title}: {mistake}"
-        for workload, verdict in zip(plan.workloads, verdicts, strict=True)
-        for mistake in verdict.mistakes
+        f"{title}: {mistake}" for title, verdict in verdicts.items() for mistake in verdict.mistakes
     ]
     if wrong:
         return fail("\n".join(["wrong results, so nothing is timed.", *wrong]))
 
-    file = ResultsFile(folder, run) if folder else None
     table = results_table(plan.steps)
-    left_out = time_workloads(
-        device, plan, [verdict.scale for verdict in verdicts], deadline, file, table, console
-    )
+    left = time_jobs(device, jobs, verdicts, plan.steps, deadline, file, table, console)
     console.print(table)
-    if left_out:
-        console.print(f"The minutes given are over. Not timed: {'; '.join(left_out)}.")
+    if left:
+        console.print(
+            f"The minutes given are over. Not timed: {'; '.join(job.title for job in left)}. "
+            "With --results the same command goes on.",
+            soft_wrap=True,
+        )
     if file:
         console.print(f"Results: {file.path}", soft_wrap=True)
     return 0
 
 
-def find_fault(folder: Path) -> str | None:
-    """Why no results can be written there; makes the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return error.strerror
-    return None if os.access(folder, os.W_OK) else "no permission to write"
+def remaining(plan: Plan, rows: Sequence[Mapping[str, str]]) -> list[Job]:
+    """What is to be timed and has no rows yet."""
+    finished = {(row["network"], row["layout"], row["provider"]) for row in rows}
+    return [
+        Job(workload, providers)
+        for providers in plan.stages
+        for workload in plan.workloads
+        if not finished.issuperset((workload.network, workload.layout, name) for name in providers)
+    ]
 
 
-def check_workloads(
-    device: Device, workloads: Sequence[Workload], deadline: Deadline, console: Console
-) -> list[Verdict]:
-    """The verdict on every network."""
-    verdicts = []
+def check_jobs(
+    device: Device, jobs: Sequence[Job], deadline: Deadline, console: Console
+) -> dict[str, Verdict]:
+    """The verdict on every network, by its title."""
+    workloads = {job.workload.title: job.workload for job in jobs}
+    verdicts = {}
     with progress_bars(console) as progress:
-        for workload in progress.track(workloads, description="checking"):
+        for title, workload in progress.track(workloads.items(), description="checking"):
             deadline.check()
-            verdicts.append(check(workload, device.device))
+            verdicts[title] = check(workload, device.device)
             free_memory()
     return verdicts
 
 
-def time_workloads(
+def time_jobs(
     device: Device,
-    plan: Plan,
-    scales: Sequence[float],
+    jobs: Sequence[Job],
+    verdicts: Mapping[str, Verdict],
+    steps: int,
     deadline: Deadline,
     file: ResultsFile | None,
     table: Table,
     console: Console,
-) -> list[str]:
-    """Times everything, with rows for the file and the table; gives what time did not allow."""
-    eager_us: dict[str, float] = {}
-    jobs = [
-        (providers, workload, scale)
-        for providers in plan.stages
-        for workload, scale in zip(plan.workloads, scales, strict=True)
-    ]
+) -> Sequence[Job]:
+    """Times everything, with rows for the file and the table; gives what there was no time for."""
+    eager_us = {
+        f"{row['network']}, {row['layout']}": float(row["step_us"])
+        for row in (file.rows if file else [])
+        if row["provider"] == "nn.PReLU" and row["step_us"]
+    }
     with progress_bars(console) as progress:
-        task = progress.add_task("timing", total=len(jobs) * plan.steps)
+        task = progress.add_task("timing", total=len(jobs) * steps)
 
         def advance() -> None:
             progress.update(task, advance=1, refresh=True)
 
-        for number, (providers, workload, scale) in enumerate(jobs):
-            description = f"timing {workload.title}, {' and '.join(providers)}"
-            progress.update(task, description=description, refresh=True)
+        for number, job in enumerate(jobs):
+            title = job.workload.title
+            progress.update(task, description=f"timing {job.title}", refresh=True)
             try:
-                timings = time_providers(
-                    device, workload, providers, scale, plan.steps, deadline, advance
-                )
+                timings = time_job(device, job, verdicts[title].scale, steps, deadline, advance)
             except OutOfTimeError:
-                return [f"{w.title}, {' and '.join(p)}" for p, w, _ in jobs[number:]]
+                return jobs[number:]
             finally:
                 free_memory()
             for provider, timing in timings.items():
                 if provider == "nn.PReLU" and not timing.error:
-                    eager_us[workload.title] = timing.step_us
-                row = make_row(workload, provider, timing, eager_us.get(workload.title))
+                    eager_us[title] = timing.step_us
+                row = make_row(job.workload, provider, timing, eager_us.get(title))
+                add_row(table, row, timing.error)
                 if file:
                     file.write(row)
-                add_row(table, row, timing.error)
+                    if timing.error:
+                        file.note(f"{title}, {provider} failed: {timing.error}")
             table.add_section()
     return []
 
 
-def time_providers(
+def time_job(
     device: Device,
-    workload: Workload,
-    providers: Providers,
+    job: Job,
     scale: float,
     steps: int,
     deadline: Deadline,
     advance: Callable[[], object],
 ) -> dict[str, Timing]:
-    """Times one network with several providers, a step of each in every round."""
+    """Times a network with several providers, a step of each in every round."""
+    workload, providers = job
     if providers is COMPILED:
         # Else dynamo takes the shapes of one network after the other for dynamic ones.
         torch.compiler.reset()
@@ -749,9 +756,7 @@ def first_line(error: Exception) -> str:
 
 def make_row(workload: Workload, provider: str, timing: Timing, eager_us: float | None) -> Row:
     """A provider's timing as a line of the results file."""
-    row = Row(
-        workload.network, workload.batch, workload.layout, dtype_name(workload.dtype), provider
-    )
+    row = Row(workload.network, workload.batch, workload.layout, workload.dtype_name, provider)
     if timing.error:
         return row
     return replace(
@@ -810,7 +815,7 @@ def sizes_table(workloads: Sequence[Workload]) -> Table:
             workload.network,
             str(workload.batch),
             workload.layout,
-            dtype_name(workload.dtype),
+            workload.dtype_name,
             f"{parameters:,}",
             str(prelus),
             f"{nbytes / 1e6:.1f}",

@@ -301,7 +301,7 @@ def test_a_red_gate_times_nothing(prelu, words, workload, monkeypatch, tmp_path,
     assert f"{workload.title}: " in error
     assert words in error
     assert "step ms" not in console.file.getvalue()
-    assert not list(tmp_path.iterdir())
+    assert read(tmp_path / "fake-gpu-training.csv") == []
 
 
 def test_the_gate_sees_slopes_of_other_channels(monkeypatch):
@@ -466,6 +466,43 @@ def test_a_run_from_gate_to_table(stages, compilers, tmp_path, monkeypatch):
     failures = table.count("prelu_gpu compile failed: RuntimeError: Inductor [broke]")
     assert failures == (2 if len(stages) > 1 else 0)
     assert "at this line" not in table
+    notices = tmp_path / "new" / "fake-gpu-training-notices.txt"
+    failed = "{}, contiguous, prelu_gpu compile failed: RuntimeError: Inductor [broke]\n"
+    assert (notices.read_text() if notices.exists() else "") == (
+        failed.format("unet3d") + failed.format("srgan") if len(stages) > 1 else ""
+    )
+
+
+def test_a_run_goes_on_where_the_last_one_of_the_same_commit_stopped(
+    compilers, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PRELU_GPU_COMMIT", "abc123")
+    path = tmp_path / "fake-gpu-training.csv"
+    times = iter([8e3, 2e3] * 2)
+    assert run(FakeDevice(times=times), plan([SRGAN], steps=2), tmp_path) == 0
+    times = iter([9e3, 9e3] * 2 + [4e3] * 2)
+    both = plan([SRGAN, UNET], (training.EAGER, compilers), 2)
+    with pytest.raises(StopIteration):  # the network that is left has no times
+        run(FakeDevice(times=times), both, tmp_path)
+    assert [(row["network"], row["provider"], row["speedup"]) for row in read(path)] == [
+        ("srgan", "nn.PReLU", "1.0"),
+        ("srgan", "prelu_gpu", "4.0"),
+        ("unet3d", "nn.PReLU", "1.0"),
+        ("unet3d", "prelu_gpu", "1.0"),
+        ("srgan", "nn.PReLU compile", "2.0"),
+        ("srgan", "prelu_gpu compile", ""),
+    ]
+    assert [job.title for job in training.remaining(both, read(path))] == [
+        "unet3d, contiguous, nn.PReLU compile and prelu_gpu compile"
+    ]
+
+
+def test_results_of_another_commit_are_not_continued(tmp_path, monkeypatch, capsys):
+    for commit, status in (("abc", 0), ("def", 1)):
+        monkeypatch.setenv("PRELU_GPU_COMMIT", commit)
+        assert run(FakeDevice(), plan([SRGAN]), tmp_path) == status
+    assert "abc" in capsys.readouterr().err
+    assert {row["commit"] for row in read(tmp_path / "fake-gpu-training.csv")} == {"abc"}
 
 
 def test_accelerated_steps_run_the_kernels_and_the_others_do_not(device, monkeypatch, launches):
@@ -478,8 +515,8 @@ def test_accelerated_steps_run_the_kernels_and_the_others_do_not(device, monkeyp
             counts.append(len(launches) - before)
             return 1.0
 
-    timings = training.time_providers(
-        Counting(device), SRGAN, training.EAGER, 1.0, 2, forever(), lambda: None
+    timings = training.time_job(
+        Counting(device), training.Job(SRGAN, training.EAGER), 1.0, 2, forever(), lambda: None
     )
     assert counts[0] == counts[2] == 0
     assert counts[1] == counts[3] >= 2 * len(find_prelus(SRGAN.build()))
@@ -503,8 +540,13 @@ def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(
 
     monkeypatch.setattr(training, "Training", Recorded)
     advanced = []
-    timings = training.time_providers(
-        FakeDevice(), UNET, training.EAGER, 32.0, 3, forever(), lambda: advanced.append(None)
+    timings = training.time_job(
+        FakeDevice(),
+        training.Job(UNET, training.EAGER),
+        32.0,
+        3,
+        forever(),
+        lambda: advanced.append(None),
     )
     assert order[-6:] == ["torch", "prelu_gpu"] * 3
     assert len(advanced) == 3
@@ -518,7 +560,9 @@ def test_compilers_forget_the_shapes_of_the_network_before(compilers, monkeypatc
     resets = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
     for providers, count in ((training.EAGER, 0), (compilers, 1)):
-        training.time_providers(FakeDevice(), SRGAN, providers, 1.0, 2, forever(), lambda: None)
+        training.time_job(
+            FakeDevice(), training.Job(SRGAN, providers), 1.0, 2, forever(), lambda: None
+        )
         assert len(resets) == count
 
 
@@ -605,13 +649,15 @@ def test_time_that_is_over_is_no_failure_of_a_provider(compilers):
     deadline = training.Deadline(2.5, Clock(60))  # over in the second provider's first step
     failing_first = dict(reversed(compilers.items()))
     with pytest.raises(training.OutOfTimeError):
-        training.time_providers(FakeDevice(), UNET, failing_first, 1.0, 2, deadline, lambda: None)
+        training.time_job(
+            FakeDevice(), training.Job(UNET, failing_first), 1.0, 2, deadline, lambda: None
+        )
 
 
 def test_minutes_too_few_for_the_gate_are_an_error(tmp_path, capsys):
     assert run(FakeDevice(), plan(), tmp_path, deadline=training.Deadline(1, Clock(60))) == 1
     assert "--minutes" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert read(tmp_path / "fake-gpu-training.csv") == []
 
 
 # The program
@@ -672,6 +718,7 @@ def test_the_command_line_chooses_what_is_timed(arguments, stages, steps, names,
     assert training.main([*arguments, "--minutes", "0.5"]) == 0
     ((plan, deadline),) = calls
     assert (len(plan.stages), plan.steps, len(plan.workloads)) == (stages, steps, names)
+    assert plan.suffix == ("-training-quick" if "--quick" in arguments else "-training")
     assert torch.backends.cudnn.benchmark
     deadline.check(25)
     with pytest.raises(training.OutOfTimeError):
