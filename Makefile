@@ -9,9 +9,13 @@ ready := .venv/ready
 endif
 
 RESULTS ?= out
+# Where pytest-xdist is installed, eight tests compile their kernels at a time.
+TEST_OPTIONS ?= $(if $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes),-n 8)
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo test test-full mutations lint bench gpu-check clean
+.PHONY: demo test test-full mutations lint bench machine-code machine-code-matrix tune clean gpu \
+	gpu-check gpu-check-tests gpu-check-core gpu-check-sanitizer gpu-check-bench gpu-check-training
+.NOTPARALLEL:
 
 demo: $(ready)
 	$(PYTHON) -m benchmarks.demo --out $(RESULTS)
@@ -27,6 +31,13 @@ test-full: $(ready)
 mutations: $(ready)
 	$(PYTHON) tests/mutations.py --out $(RESULTS)/mutations.csv $(MUTATION_OPTIONS)
 
+# What the kernels compile to for GPUs that need not be there; the matrix, by three versions of Triton.
+machine-code: $(ready)
+	$(PYTHON) -m benchmarks.machine_code
+
+machine-code-matrix: $(ready)
+	$(PYTHON) -m benchmarks.machine_code_matrix
+
 lint: $(ready)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -35,13 +46,39 @@ lint: $(ready)
 bench: $(ready)
 	$(PYTHON) -m benchmarks --results $(RESULTS)
 
-# The tests first: a speed is never reported on wrong results. Where pytest-xdist is installed,
-# TEST_OPTIONS="-n 8" compiles the kernels of eight tests at a time.
-gpu-check: $(ready)
-	mkdir -p $(RESULTS)
+# All that needs a GPU, in parts of less than 8 minutes each; what one has finished stays in RESULTS
+# when it is cut off. The tests come first: a speed is never reported on wrong results.
+gpu-check: gpu-check-tests gpu-check-core gpu-check-sanitizer gpu-check-bench gpu-check-training
+
+# First those that only a GPU can run; some of them need all of its memory.
+gpu-check-tests: gpu
+	set -o pipefail; { timeout -s INT 120 $(PYTHON) -m pytest -rs -m gpu; status=$$?; \
+	timeout -s INT 340 $(PYTHON) -m pytest -rs -m "not gpu" $(TEST_OPTIONS) && \
+	exit $$status; } 2>&1 | tee $(RESULTS)/tests.txt
+
+gpu-check-core: gpu
+	$(PYTHON) -m benchmarks --core --minutes 7 --results $(RESULTS)
+
+# Without the caching allocator an access beside a tensor is one beside its memory.
+gpu-check-sanitizer: gpu
+	set -o pipefail; for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	timeout 230 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) tests/sanitize.py \
+	|| exit; done 2>&1 | tee $(RESULTS)/sanitizer.txt
+
+gpu-check-bench: gpu
+	$(PYTHON) -m benchmarks --minutes 7 --results $(RESULTS)
+	$(PYTHON) -m benchmarks report $(RESULTS)/*.csv
+
+# Sweeps the rule table of prelu_gpu/plan.py and proposes another; the library itself never tunes.
+tune: gpu
+	$(PYTHON) -m benchmarks tune --minutes 7 --results $(RESULTS)
+
+gpu-check-training: gpu
+	$(PYTHON) -m benchmarks.training --minutes 7 --results $(RESULTS)
+
+gpu: $(ready)
 	$(PYTHON) -m benchmarks --require-gpu
-	set -o pipefail; $(PYTHON) -m pytest -rs $(TEST_OPTIONS) 2>&1 | tee $(RESULTS)/tests.txt
-	$(PYTHON) -m benchmarks --results $(RESULTS)
+	mkdir -p $(RESULTS)
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv

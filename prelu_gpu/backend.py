@@ -1,9 +1,11 @@
 """Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
+import functools
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 try:
     import triton
@@ -17,7 +19,7 @@ else:
 
 KERNEL_DEVICES = ("cuda", "xpu")
 
-_PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
+PLAIN_TYPES = frozenset((Tensor, nn.Parameter, nn.Buffer))
 _TRACING_MODES = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
@@ -34,6 +36,7 @@ class Backend(enum.Enum):
     EAGER = "PyTorch operators"
 
 
+@functools.cache
 def backend(device: torch.device) -> Backend:
     """The backend of tensors on `device`."""
     if WITHOUT_TRITON is not None:
@@ -58,14 +61,18 @@ def is_plain(*tensors: Tensor) -> bool:
     Compilers, tracers, transforms and tensor subclasses must see PyTorch's operators: the memory
     behind their tensors is not what a kernel may read, or not there at all.
     """
-    return not (
-        torch.compiler.is_compiling()
+    if (
+        is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._is_tracing()
         or (is_watched() and any(torch._C._get_dispatch_mode(key) for key in _TRACING_MODES))
-        or any(type(tensor) not in _PLAIN_TYPES or tensor._is_zerotensor() for tensor in tensors)
-    )
+    ):
+        return False
+    for tensor in tensors:
+        if type(tensor) not in PLAIN_TYPES or tensor._is_zerotensor():
+            return False
+    return True
 
 
 def is_watched() -> bool:

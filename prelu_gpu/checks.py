@@ -6,12 +6,17 @@ The words are PyTorch's where it has some, followed by what to do.
 import math
 import numbers
 import operator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-_HALF = (torch.float16, torch.bfloat16)
-_DTYPES = (*_HALF, torch.float32, torch.float64)
+HALF = (torch.float16, torch.bfloat16)
+_DTYPES = (*HALF, torch.float32, torch.float64)
+_MISMATCH = (
+    "prelu: Mismatch of parameter numbers and input channel size. "
+    "Found parameter numbers = {} and channel size = {}."
+)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -22,41 +27,36 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "prelu: Expected all tensors to be on the same device, but got input on "
             f"{input.device} and weight on {weight.device}. Move one with .to(device)."
         )
-    if input.dtype != weight.dtype and not (input.dtype in _HALF and weight.dtype == torch.float32):
+    if input.dtype is not weight.dtype and not (
+        input.dtype in HALF and weight.dtype is torch.float32
+    ):
         raise RuntimeError(
             f"prelu: Type promoting not supported. Got {_name(input)} and {_name(weight)}. "
             "The weight has the input's dtype, or float32 beside a half-precision input: "
             "cast one with .to(dtype)."
         )
     dim = check_dim("prelu", dim)
-    if weight.dim() == input.dim() > 1:
+    ndim, weight_ndim, slopes = input.dim(), weight.dim(), weight.numel()
+    if weight_ndim == ndim > 1:
         _check_broadcast(input, weight)
         return None
-    if weight.numel() == 1:
-        _check_weight_dim(weight)
-        return None
-    if input.dim() == 0:
+    channel_dim = None
+    if slopes != 1:
+        if ndim < 2:
+            _refuse_channels(input, slopes)
+        channel_dim = _wrap_dim(dim, ndim)
+        channels = input.shape[channel_dim]
+        if channels != slopes:
+            raise RuntimeError(
+                f"{_MISMATCH.format(slopes, channels)} Channels are along dim {dim} of the input "
+                f"of shape {tuple(input.shape)}; another one is chosen with dim=."
+            )
+    if weight_ndim > 1:
         raise RuntimeError(
-            "prelu: Not allow zero-dim input tensor. "
-            f"A weight of {weight.numel()} slopes needs an input with a channel dimension."
+            "prelu: Expected `weight` to be a scalar or 1D tensor, but got: "
+            f"ndim = {weight_ndim}. Flatten it with .flatten(), or give it the input's rank, to "
+            "broadcast."
         )
-    mismatch = (
-        "prelu: Mismatch of parameter numbers and input channel size. Found parameter numbers = "
-        f"{weight.numel()} and channel size = "
-    )
-    if input.dim() == 1:
-        raise RuntimeError(
-            f"{mismatch}1. An input of one dimension has one channel and takes one slope; "
-            ".unsqueeze(0) makes its dimension that of the channels."
-        )
-    channel_dim = _wrap_dim(dim, input.dim())
-    channels = input.shape[channel_dim]
-    if channels != weight.numel():
-        raise RuntimeError(
-            f"{mismatch}{channels}. Channels are along dim {dim} of the input of shape "
-            f"{tuple(input.shape)}; another one is chosen with dim=."
-        )
-    _check_weight_dim(weight)
     return channel_dim
 
 
@@ -75,7 +75,7 @@ def check_negative_slope(input: Tensor, negative_slope: float | Tensor) -> float
     if isinstance(negative_slope, Tensor) and negative_slope.dim() == 0:
         # A number to PyTorch, unless a gradient would be lost.
         negative_slope = negative_slope if negative_slope.requires_grad else negative_slope.item()
-    if not isinstance(negative_slope, numbers.Real):
+    if not isinstance(negative_slope, (float, numbers.Real)):
         hint = " Slopes in a tensor are prelu's." if isinstance(negative_slope, Tensor) else ""
         raise TypeError(
             "leaky_relu(): argument 'negative_slope' (position 2) must be Number, not "
@@ -97,7 +97,7 @@ def check_tensor(function: str, name: str, position: int, value: Tensor) -> None
             f"{function}(): argument '{name}' (position {position}) must be Tensor, "
             f"not {type(value).__name__}"
         )
-    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
         form = "nested" if value.is_nested else str(value.layout)
         raise RuntimeError(
             f"{function}: expected a dense {name}, got a "
@@ -122,13 +122,17 @@ def _check_broadcast(input: Tensor, weight: Tensor) -> None:
             )
 
 
-def _check_weight_dim(weight: Tensor) -> None:
-    if weight.dim() > 1:
+def _refuse_channels(input: Tensor, slopes: int) -> NoReturn:
+    """Says why an input of fewer than two dimensions takes one slope."""
+    if input.dim() == 0:
         raise RuntimeError(
-            "prelu: Expected `weight` to be a scalar or 1D tensor, but got: "
-            f"ndim = {weight.dim()}. Flatten it with .flatten(), or give it the input's rank, to "
-            "broadcast."
+            "prelu: Not allow zero-dim input tensor. "
+            f"A weight of {slopes} slopes needs an input with a channel dimension."
         )
+    raise RuntimeError(
+        f"{_MISMATCH.format(slopes, 1)} An input of one dimension has one channel and takes one "
+        "slope; .unsqueeze(0) makes its dimension that of the channels."
+    )
 
 
 def _wrap_dim(dim: int, ndim: int) -> int:

@@ -5,6 +5,8 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn import functional as F
 from torch.overrides import (
     handle_torch_function,
     has_torch_function_unary,
@@ -12,14 +14,27 @@ from torch.overrides import (
 )
 
 from . import eager
-from .backend import WITHOUT_TRITON, Backend, backend, is_plain, is_watched
-from .checks import check_negative_slope, check_prelu, check_tensor
+from .backend import (
+    INTERPRETED,
+    PLAIN_TYPES,
+    WITHOUT_TRITON,
+    Backend,
+    backend,
+    is_plain,
+    is_watched,
+)
+from .checks import HALF, check_negative_slope, check_prelu, check_tensor
 from .ops import kernels
-from .plan import is_dense
+from .plan import SMALL, is_dense
 
 if WITHOUT_TRITON is None:
     from . import launch
     from .autograd import LeakyReLUFunction, PReLUFunction
+
+
+EAGER_BELOW = 0 if INTERPRETED else SMALL
+"""Elements of an input below which PyTorch's operator serves, where it means the same; a slope
+gradient in half precision it rounds in every product."""
 
 
 def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
@@ -54,8 +69,22 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     """
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
-    check_tensor("prelu", "input", 1, input)
-    check_tensor("prelu", "weight", 2, weight)
+    if (
+        _is_small(input)
+        and type(weight) in PLAIN_TYPES
+        and input.dtype is weight.dtype
+        and weight.dim() < 2
+        and (dim == 1 or weight.numel() == 1)
+        and not (weight.dtype in HALF and weight.requires_grad and torch.is_grad_enabled())
+        and not torch._C._is_any_autocast_enabled()
+    ):
+        try:
+            return torch.prelu(input, weight)
+        except RuntimeError:
+            _check_tensors(input, weight)
+            check_prelu(input, weight, dim)
+            raise
+    _check_tensors(input, weight)
     x, weight = _autocast(input, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
@@ -63,7 +92,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             return eager.prelu(x, weight, check_prelu(x, weight, dim))
     channel_dim = check_prelu(x, weight, dim)
-    if backend(x.device) is Backend.EAGER or not is_plain(x, weight):
+    if not is_plain(x, weight) or backend(x.device) is Backend.EAGER:
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
         return _prelu_broadcast(x, weight)
@@ -102,9 +131,11 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
+    if _is_small(input) and type(negative_slope) is float:
+        return F.leaky_relu(input, negative_slope, inplace)
     check_tensor("leaky_relu", "input", 1, input)
     slope = check_negative_slope(input, negative_slope)
-    if backend(input.device) is Backend.EAGER or not is_plain(input):
+    if not is_plain(input) or backend(input.device) is Backend.EAGER:
         return eager.leaky_relu(input, slope, inplace)
     if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
@@ -117,6 +148,24 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     else:
         y = kernels().leaky_relu_forward(input, slope)
     return y
+
+
+def _check_tensors(input: Tensor, weight: Tensor) -> None:
+    check_tensor("prelu", "input", 1, input)
+    check_tensor("prelu", "weight", 2, weight)
+
+
+def _is_small(x: Tensor) -> bool:
+    """Whether x is so small that the host's time decides, and PyTorch's operator has the least.
+
+    Never where a graph is recorded, which would hold for other sizes.
+    """
+    return (
+        not is_compiling()
+        and not torch._C._is_tracing()
+        and type(x) in PLAIN_TYPES
+        and x.numel() < EAGER_BELOW
+    )
 
 
 def _may_write(x: Tensor) -> bool:

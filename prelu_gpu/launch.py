@@ -8,11 +8,14 @@ import dataclasses
 import functools
 import math
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from .backend import INTERPRETED
 from .kernels.column import column_backward, column_forward
@@ -31,8 +34,32 @@ from .plan import (
     view,
 )
 
+SEEN_TO_LAUNCH_DIRECTLY: frozenset[str] = frozenset()
+"""Versions of Triton whose compiled kernels a GPU launched right without Triton's look-up, which
+takes the host longer than a small kernel runs."""
+
+DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.hip is None
+
 _INTERPRETER = threading.Lock()
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_UNCHANGED = contextlib.nullcontext()
+_KERNELS = {
+    (False, False): plane_forward,
+    (False, True): plane_backward,
+    (True, False): column_forward,
+    (True, True): column_backward,
+}
+"""By whether tiles are columns, and whether it is the backward."""
+
+
+class Call(NamedTuple):
+    """A launch with its kernel and all of the kernel's arguments but the tensors, in order."""
+
+    kernel: Any
+    launch: Launch
+    arguments: tuple[Any, ...]
+    compiled: dict[tuple[Any, ...], Any]
+    """Compiled kernels by what Triton specialises the tensors on."""
 
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -84,21 +111,13 @@ def leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) ->
 
 def result_stride(x: Tensor) -> tuple[int, ...]:
     """Strides of y and grad_x: those of x where it is dense, else dense ones in their order."""
-    return (x if _is_dense(x) else x.to("meta")).stride()
+    return _result_stride(x.shape, x.stride())
 
 
 def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
     """The rule table's row for elements of `itemsize` bytes on `device`."""
     if INTERPRETED:
         return interpreter_rules(itemsize)
-    row = _gpu_rules(device, itemsize, backward)
-    if row.atomic and torch.are_deterministic_algorithms_enabled():
-        return dataclasses.replace(row, atomic=False)
-    return row
-
-
-@functools.cache
-def _gpu_rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
     properties = torch.get_device_module(device).get_device_properties(device)
     if device.type == "xpu":
         row = gpu_rules(properties.gpu_subslice_count, itemsize, backward)
@@ -119,11 +138,9 @@ def _forward(
     x: Tensor, weight: Tensor | None, negative_slope: float, y: Tensor, channel_dim: int | None
 ) -> None:
     x = x.resolve_neg()
-    launch = _plan(channel_dim, x)
-    x = _copy(x, y) if "x" in launch.view.copies else x
-    kernel = column_forward if launch.kind is Kind.COLUMN else plane_forward
-    inputs = x, weight, negative_slope
-    run(kernel, launch, inputs, (y,), **launch.gaps["x"], COMPUTE=_compute(x))
+    planned, call = plan_call(rules, False, channel_dim, x.dtype, x.device, x.shape, x.stride())
+    x = _copy(x, y) if planned.view.copies else x
+    run(call, (x, weight, negative_slope), (y,))
 
 
 def _backward(
@@ -137,74 +154,112 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
     grad_x = torch.empty_like(x) if needs_x else None
-    launch = _plan(channel_dim, x, grad_y)
-    grad_y = _copy(grad_y, x) if "grad_y" in launch.view.copies else grad_y
-    x = _copy(x, x) if "x" in launch.view.copies else x
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    planned, call = plan_call(
+        rules, deterministic, channel_dim, x.dtype, x.device, x.shape, x.stride(), grad_y.stride()
+    )
+    if planned.view.copies:
+        grad_y = _copy(grad_y, x) if "grad_y" in planned.view.copies else grad_y
+        x = _copy(x, x) if "x" in planned.view.copies else x
 
     # Where the kernel adds its sums, or leaves partial ones, or writes the gradient itself.
     sums = counters = grad_weight = None
     if needs_weight:
         assert weight is not None
         sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if launch.atomic:
+        if planned.atomic:
             sums = torch.zeros_like(weight, dtype=sum_dtype)
-        elif launch.direct:
+        elif planned.direct:
             sums = grad_weight = torch.empty_like(weight)
         else:
-            sums = torch.empty(launch.partials, dtype=sum_dtype, device=x.device)
+            sums = torch.empty(planned.partials, dtype=sum_dtype, device=x.device)
             grad_weight = torch.empty_like(weight)
-            counters = _counters(x.device, weight.numel()) if launch.finish else None
+            counters = _counters(x.device, weight.numel()) if planned.finish else None
 
-    inputs = grad_y, x, weight, negative_slope
-    arguments = {
-        **launch.gaps["grad_y"],
-        **launch.gaps["x"],
-        "COMPUTE": _compute(x),
-        "EXPANDED": launch.view.grad_y.expanded,
-        "ATOMIC": launch.atomic,
-    }
-    if launch.kind is Kind.COLUMN:
-        run(column_backward, launch, inputs, (grad_x, sums), **arguments)
-    else:
-        finished = (counters, grad_weight) if launch.finish else (None, None)
-        run(plane_backward, launch, inputs, (grad_x, sums, *finished), **arguments)
+    outputs: tuple[Tensor | None, ...] = (grad_x, sums)
+    if planned.kind is not Kind.COLUMN:
+        outputs = (*outputs, counters, grad_weight if planned.finish else None)
+    run(call, (grad_y, x, weight, negative_slope), outputs)
 
-    if launch.atomic and sums is not None and weight is not None:
+    if planned.atomic and sums is not None and weight is not None:
         grad_weight = sums.to(weight.dtype)
-    elif needs_weight and not launch.direct and not launch.finish:
-        run(sum_partials, sum_plan(launch.partials, INTERPRETED), (sums,), (grad_weight,))
+    elif needs_weight and not planned.direct and not planned.finish:
+        run(_sum_call(planned.partials), (sums,), (grad_weight,))
     return grad_x, grad_weight
 
 
-def run(
-    kernel: Any,
-    launch: Launch,
-    inputs: tuple[Any, ...],
-    outputs: tuple[Tensor | None, ...],
-    **constants: Any,
-) -> None:
-    """Launches `kernel` on the tensors' device; the one place that does."""
+@functools.lru_cache(maxsize=4096)
+def plan_call(
+    rules: Callable[[torch.device, int, bool], Rules],
+    deterministic: bool,
+    channel_dim: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: tuple[int, ...],
+    x_stride: tuple[int, ...],
+    grad_y_stride: tuple[int, ...] | None = None,
+) -> tuple[Plan, Call]:
+    """The plan and the call of a forward, or with an output gradient of a backward."""
+    backward = grad_y_stride is not None
+    row = rules(device, dtype.itemsize, backward)
+    if deterministic:
+        row = dataclasses.replace(row, atomic=False)
+    stride = _result_stride(shape, x_stride)
+    layout = view(shape, stride, channel_dim, x_stride, grad_y_stride)
+    planned = plan(layout, dtype.itemsize, row)
+    call = bind(
+        _KERNELS[planned.kind is Kind.COLUMN, backward],
+        planned,
+        COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
+    )
+    return planned, call
+
+
+def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
+    """The call of a launch; a kernel takes what it has parameters for."""
+    named = {**launch.sizes, **launch.constants, **constants}
+    return Call(kernel, launch, tuple(named[n] for n in kernel.arg_names if n in named), {})
+
+
+@functools.lru_cache(maxsize=4096)
+def _sum_call(partials: tuple[int, int, int]) -> Call:
+    return bind(sum_partials, sum_plan(partials, INTERPRETED))
+
+
+def run(call: Call, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
+    """Launches a kernel on the tensors' device; the one place that does."""
     if INTERPRETED:
-        _interpret(kernel, launch, inputs, outputs, **constants)
+        _interpret(call, inputs, outputs)
         return
-    with _on(inputs[0].device):
-        kernel[launch.grid](
-            *inputs,
-            *outputs,
-            **launch.sizes,
-            **launch.constants,
-            **constants,
-            num_warps=launch.num_warps,
-        )
+    tensors = (*inputs, *outputs)
+    device = inputs[0].device
+    with _on(device):
+        if not DIRECT_LAUNCH:
+            _launch(call, tensors)
+            return
+        key = (device, *specialization(tensors))
+        if key in call.compiled:
+            compiled = call.compiled[key]
+            compiled[(*call.launch.grid, 1, 1)[:3]](*tensors, *call.arguments)
+        else:
+            call.compiled[key] = _launch(call, tensors)
 
 
-def _interpret(
-    kernel: Any,
-    launch: Launch,
-    inputs: tuple[Any, ...],
-    outputs: tuple[Tensor | None, ...],
-    **constants: Any,
-) -> None:
+def _launch(call: Call, tensors: tuple[Any, ...]) -> Any:
+    """Launches through Triton's look-up of what it has compiled; gives that."""
+    kernel, launch = call.kernel, call.launch
+    return kernel[launch.grid](*tensors, *call.arguments, num_warps=launch.num_warps)
+
+
+def specialization(tensors: tuple[Any, ...]) -> list[object]:
+    """What of a call's tensors decides which machine code Triton makes for it, on NVIDIA's GPUs."""
+    return [
+        (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else type(value)
+        for value in tensors
+    ]
+
+
+def _interpret(call: Call, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
     """Runs an interpreted kernel, with bfloat16 brought in and out as float32.
 
     The interpreter truncates bfloat16 stores, where a GPU rounds to nearest even.
@@ -223,20 +278,10 @@ def _interpret(
     # NumPy warns of infinities and NaN, which a GPU computes like other values. The interpreter
     # keeps the program it runs in global variables.
     with _INTERPRETER, numpy.errstate(all="ignore"):
-        kernel[launch.grid](
-            *map(staged, inputs), *results, **launch.sizes, **launch.constants, **constants
-        )
+        call.kernel[call.launch.grid](*map(staged, inputs), *results, *call.arguments)
     for output, result in zip(outputs, results, strict=True):
         if output is not None and output is not result:
             output.copy_(result)
-
-
-def _plan(channel_dim: int | None, x: Tensor, grad_y: Tensor | None = None) -> Plan:
-    """The plan of a forward, or of a backward."""
-    itemsize, backward = x.element_size(), grad_y is not None
-    strides = (x.stride(), grad_y.stride() if grad_y is not None else None)
-    layout = view(x.shape, result_stride(x), channel_dim, *strides)
-    return plan(layout, itemsize, rules(x.device, itemsize, backward))
 
 
 def _copy(tensor: Tensor, like: Tensor) -> Tensor:
@@ -255,7 +300,7 @@ def _counters(device: torch.device, channels: int) -> Tensor:
         with _on(device):
             if torch.cuda.is_current_stream_capturing():
                 return torch.zeros(channels, dtype=torch.int32, device=device)
-            stream = torch.cuda.current_stream().cuda_stream
+            stream = driver.active.get_current_stream(device.index)
     counters = _COUNTERS.get((device, stream))
     if counters is None or counters.numel() < channels:
         counters = torch.zeros(max(channels, 1024), dtype=torch.int32, device=device)
@@ -263,16 +308,15 @@ def _counters(device: torch.device, channels: int) -> Tensor:
     return counters
 
 
-def _is_dense(x: Tensor) -> bool:
-    return is_dense(x.shape, x.stride())
+@functools.lru_cache(maxsize=4096)
+def _result_stride(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    if is_dense(shape, stride):
+        return stride
+    return torch.empty_strided(shape, stride, device="meta").clone().stride()
 
 
 def _slopes(weight: Tensor) -> Tensor:
     return weight.resolve_neg().contiguous()
-
-
-def _compute(x: Tensor) -> Any:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _fixed_slope(negative_slope: float, x: Tensor) -> tuple[Tensor | None, float]:
@@ -287,5 +331,14 @@ def _fixed_slope(negative_slope: float, x: Tensor) -> tuple[Tensor | None, float
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    context: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
+    """Makes `device` the current one, which it mostly is already."""
+    module = _device_module(device.type)
+    if module.current_device() == device.index:
+        return _UNCHANGED
+    context: contextlib.AbstractContextManager[Any] = module.device(device)
     return context
+
+
+@functools.cache
+def _device_module(device_type: str) -> Any:
+    return torch.get_device_module(device_type)

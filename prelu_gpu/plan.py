@@ -32,6 +32,12 @@ PLANE_FILL = 0.75
 """Share of a plane tile that a row must fill for rows not to be folded into columns."""
 
 
+SMALL = 2**22
+"""Elements below which a call of PyTorch's operator ends before one of a kernel, by arithmetic: a
+launch through Triton takes the host about 17 microseconds, and so long does PyTorch's forward, at
+some 2.6 TB/s, take an H100 for 2**22 elements of float32."""
+
+
 class Kind(enum.Enum):
     """How tiles lie over the data."""
 
@@ -107,13 +113,11 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=4096)
 def same_layout(shape: tuple[int, ...], stride: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two tensors of one shape lie alike in memory; a dimension of size 1 has no say."""
     return all(size == 1 or a == b for size, a, b in zip(shape, stride, other, strict=True))
 
 
-@functools.lru_cache(maxsize=4096)
 def view(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
@@ -277,8 +281,8 @@ class Launch:
 
     grid: tuple[int, ...]
     num_warps: int
-    sizes: dict[str, int]
-    """The kernel's run-time sizes, by parameter name."""
+    sizes: dict[str, int | None]
+    """The kernel's run-time sizes and gaps, by parameter name; None for a gap that is not there."""
     constants: dict[str, int]
     """The kernel's compile-time constants, by parameter name."""
 
@@ -292,8 +296,6 @@ class Plan(Launch):
     """Its `copies` must be made before the launch."""
     partials: tuple[int, int, int]
     """Partial slope gradients that the launch leaves: (splits, channels, inner)."""
-    gaps: dict[str, dict[str, int | None]]
-    """The kernel's arguments for the gaps of each input."""
     atomic: bool
     finish: bool
     """Whether the last programs add up the partial sums."""
@@ -305,7 +307,6 @@ class Plan(Launch):
         return splits * inner == 1
 
 
-@functools.lru_cache(maxsize=4096)
 def plan(view: View, itemsize: int, rules: Rules) -> Plan:
     """Plans one launch over a non-empty view of elements of `itemsize` bytes."""
     kind = rules.kind or choose_kind(view, itemsize, rules)
@@ -325,7 +326,7 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     columns = fold * view.channels * view.inner
     if view.inner == 1 and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
-    worthwhile = view.outer >= rules.column_rows * fold or view.inner < 32 * vector
+    worthwhile = view.outer >= rules.column_rows * fold or _is_short(view, vector)
     if worthwhile and columns <= rules.partials and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
     return Kind.PLANE if view.inner % vector == 0 else Kind.ODD_PLANE
@@ -351,11 +352,21 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
         grid=(channels, tile_splits, outer_splits),
         num_warps=rules.plane.warps_for(block * itemsize),
         partials=(outer_splits * tile_splits, channels, 1),
-        gaps=_gap_arguments(view, vector, "outer", "channel"),
         atomic=rules.atomic,
         finish=channels < partials <= rules.finish and not rules.atomic,
-        sizes={"outer": outer, "channels": channels, "inner": inner},
-        constants={"V": vector, "BLOCK": block, "EDGES": inner % vector != 0},
+        sizes={
+            "outer": outer,
+            "channels": channels,
+            "inner": inner,
+            **_gap_arguments(view, vector, "outer", "channel"),
+        },
+        constants={
+            "V": vector,
+            "BLOCK": block,
+            "EDGES": inner % vector != 0,
+            "EXPANDED": view.grad_y.expanded,
+            "ATOMIC": rules.atomic,
+        },
     )
 
 
@@ -380,7 +391,6 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
         grid=(blocks, row_splits),
         num_warps=rules.column.warps_for(block * tile_rows * itemsize),
         partials=(row_splits * fold, channels, inner),
-        gaps=_gap_arguments(view, vector, "outer"),
         atomic=rules.atomic,
         finish=False,
         sizes={
@@ -389,17 +399,19 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
             "remainder": left * channels * inner,
             "channels": channels,
             "inner": inner,
+            **_gap_arguments(view, vector, "outer"),
         },
         constants={
             "V": vector,
             "ROWS": tile_rows,
             "BLOCK": block,
             "REMAINDER": left != 0,
+            "EXPANDED": view.grad_y.expanded,
+            "ATOMIC": rules.atomic,
         },
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     """Plans the second stage, which sums partial slope gradients (splits, channels, inner).
 
@@ -426,16 +438,14 @@ def _not_columns(view: View) -> list[str]:
     ]
 
 
-def _gap_arguments(view: View, vector: int, *axes: str) -> dict[str, dict[str, int | None]]:
-    """The kernel's arguments for the gaps of each input: in vectors, None where it is dense."""
+def _gap_arguments(view: View, vector: int, *axes: str) -> dict[str, int | None]:
+    """The kernels' arguments for the gaps of inputs: in vectors, None where one is dense."""
     return {
-        name: {
-            f"{name}_{axis}_gap": None
-            if gaps == DENSE
-            else getattr(gaps, axis) // (1 if gaps.expanded else vector)
-            for axis in axes
-        }
+        f"{name}_{axis}_gap": None
+        if gaps == DENSE
+        else getattr(gaps, axis) // (1 if gaps.expanded else vector)
         for name, gaps in view.inputs.items()
+        for axis in axes
     }
 
 
@@ -444,20 +454,25 @@ def _vector(view: View, itemsize: int) -> int:
     return math.gcd(VECTOR_BYTES // itemsize, view.gaps)
 
 
+def _is_short(view: View, vector: int) -> bool:
+    """Whether a row would leave lanes of a warp without a vector."""
+    return view.inner < 32 * vector
+
+
 def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     """Outer positions that make one row of columns, elements of a vector, columns of a tile.
 
-    The fewest positions that make whole vectors and fill their tiles. Where `outer` holds too few
-    for whole vectors, or their partial sums were too many though a single row of columns is the
-    slope itself, vectors are narrower. Rows with gaps are not folded.
+    The fewest positions that make whole vectors and fill their tiles. Vectors are narrower where
+    `outer` holds too few for whole ones, or their partial sums were too many, though not for rows
+    long enough to be read in whole vectors one by one. Rows with gaps are not folded.
     """
     row = view.channels * view.inner
     whole = _vector(view, itemsize)
     unfolded = math.gcd(row, whole)
-    vector = min(whole, unfolded * _next_power_of_2(view.outer + 1) // 2)
-    if view.inner == 1 and vector // unfolded * row > rules.partials:
-        vector = unfolded
-    step = vector // unfolded
+    step = min(whole // unfolded, _next_power_of_2(view.outer + 1) // 2)
+    while step > 1 and step * row > rules.partials and _is_short(view, whole):
+        step //= 2
+    vector = step * unfolded
     block = min(
         rules.column.size // itemsize // rules.column.rows, _next_power_of_2(view.outer * row)
     )

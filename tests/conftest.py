@@ -13,7 +13,7 @@ if not GPU:
     # Triton decides when a kernel is decorated, so before the first import.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from prelu_gpu import launch  # noqa: E402
+from prelu_gpu import functional, launch  # noqa: E402
 from prelu_gpu.plan import gpu_rules  # noqa: E402
 
 with contextlib.suppress(ImportError):
@@ -79,15 +79,21 @@ def guarded_allocations(monkeypatch):
     guard.check()
 
 
+@pytest.fixture(autouse=True)
+def kernels_at_every_size(monkeypatch):
+    """On a GPU, too, where PyTorch's operator serves small inputs."""
+    monkeypatch.setattr(functional, "EAGER_BELOW", 0)
+
+
 @pytest.fixture
 def launches(monkeypatch):
     """The names of the kernels launched; a test that asks for them must launch one."""
     names = []
     run = launch.run
 
-    def counted(kernel, *args, **kwargs):
-        names.append(kernel.__name__)
-        run(kernel, *args, **kwargs)
+    def counted(call, *tensors):
+        names.append(call.kernel.__name__)
+        run(call, *tensors)
 
     monkeypatch.setattr(launch, "run", counted)
     yield names

@@ -224,7 +224,7 @@ def test_the_second_stage_in_tiles_of_a_gpu(splits, channels, inner, device):
     partials = integers((splits, channels, inner), torch.float32, device)
     grad_weight = torch.full((channels + 1,), torch.nan, device=device)
     plan = sum_plan(partials.shape, interpreted=False)
-    launch.run(sum_partials, plan, (partials,), (grad_weight,))
+    launch.run(launch.bind(sum_partials, plan), (partials,), (grad_weight,))
     assert torch.equal(grad_weight[:channels], partials.sum((0, 2)))
     assert grad_weight[channels].isnan()
 

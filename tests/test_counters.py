@@ -97,8 +97,8 @@ class StandInForCuda:
     def is_current_stream_capturing(self):
         return self.capturing
 
-    def current_stream(self):
-        return SimpleNamespace(cuda_stream=self.stream)
+    def get_current_stream(self, index):
+        return self.stream
 
     def zeros(self, size, *, dtype, device):
         return torch.zeros(size, dtype=dtype)
@@ -108,6 +108,7 @@ def test_each_device_and_stream_and_each_graph_has_its_own_counters(monkeypatch)
     cuda = StandInForCuda()
     monkeypatch.setattr(launch, "_COUNTERS", {})
     monkeypatch.setattr(launch, "torch", cuda)
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=cuda))
     monkeypatch.setattr(launch, "_on", lambda device: contextlib.nullcontext())
     devices = [torch.device("cuda", index) for index in (0, 1)]
     first = launch._counters(devices[0], 3)
@@ -131,7 +132,8 @@ def test_the_last_program_finishes_where_that_is_shown_to_be_sound(
     properties = SimpleNamespace(multi_processor_count=132, gpu_subslice_count=64, warp_size=32)
     module = SimpleNamespace(get_device_properties=lambda device: properties)
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
-    rules = launch._gpu_rules.__wrapped__(torch.device(kind_of_device, 0), 4, True)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    rules = launch.rules(torch.device(kind_of_device, 0), 4, True)
     assert plan(View(8, 64, 4096), 4, rules).finish == finishes
 
 

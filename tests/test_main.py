@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import prelu_gpu.__main__ as program
-from prelu_gpu import eager
+from prelu_gpu import eager, functional
+from prelu_gpu.backend import Backend
 
 
 def test_reports_versions_backends_and_a_self_check(capsys):
@@ -31,3 +32,17 @@ def test_a_failing_self_check_is_told_and_is_the_exit_status(wrong, words, monke
     monkeypatch.setattr(program, "prelu", wrong)
     assert program.main() == 1
     assert words in capsys.readouterr().out
+
+
+def test_the_self_check_is_of_kernels_though_its_tensors_are_small(launches, monkeypatch, capsys):
+    monkeypatch.setattr(functional, "EAGER_BELOW", 2**22)
+    assert program.main() == 0
+    assert {"plane_forward", "column_backward"} <= set(launches)
+    assert functional.EAGER_BELOW == 2**22
+
+
+def test_the_size_below_which_pytorchs_operator_serves_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(functional, "EAGER_BELOW", 4321)
+    monkeypatch.setattr(program, "backend", lambda device: Backend.TRITON)
+    program.main()
+    assert "PyTorch operators below 4321 elements" in capsys.readouterr().out

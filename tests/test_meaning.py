@@ -315,10 +315,10 @@ def test_dense_layouts_are_read_and_written_without_a_copy(layout, device, launc
     read, written = [], []
     run = launch.run
 
-    def recorded(kernel, plan, inputs, outputs, **constants):
+    def recorded(call, inputs, outputs):
         read.append(inputs[0].data_ptr())
         written.append(outputs[0].data_ptr())
-        run(kernel, plan, inputs, outputs, **constants)
+        run(call, inputs, outputs)
 
     monkeypatch.setattr(launch, "run", recorded)
     x = layout(randn((2, 3, 4, 5), torch.float32, device))

@@ -162,6 +162,21 @@ def test_many_channels_leave_no_table_of_partial_sums(outer, channels, itemsize)
     assert launch.sizes["rows"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("channels", "inner", "itemsize", "vector"),
+    [(1001, 49, 2, 4), (1001, 49, 4, 4), (2049, 49, 2, 2), (4097, 49, 4, 1), (51_131, 1, 2, 4)],
+)
+def test_short_rows_are_columns_of_the_widest_vectors_that_leave_few_sums(
+    channels, inner, itemsize, vector
+):
+    launch = plan(View(320, channels, inner), itemsize, rules(itemsize, backward=True))
+    assert launch.kind is Kind.COLUMN
+    assert launch.constants["V"] == vector
+    assert math.prod(launch.partials) <= 2**18
+    # Twice as wide vectors were too wide for a thread, or twice as many sums too many.
+    assert 2 * vector * itemsize > 16 or 2 * vector * channels * inner > 2**18
+
+
 @pytest.mark.parametrize("inner", [1, 3, 4, 8, 12, 1024, 1025])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):
@@ -262,10 +277,10 @@ def test_forward_and_backward_ask_for_their_own_rules(monkeypatch, device):
 
 def test_a_plan_is_the_same_on_every_run_and_printable():
     layout = View(128, 64, 12544)
-    again = plan.__wrapped__(layout, 4, rules())
-    assert plan(layout, 4, rules()) == again
-    assert "Kind.PLANE" in str(again)
-    assert "BLOCK" in str(again)
+    launch = plan(layout, 4, rules())
+    assert plan(layout, 4, rules()) == launch
+    assert "Kind.PLANE" in str(launch)
+    assert "BLOCK" in str(launch)
 
 
 def test_the_interpreter_gets_few_programs():
@@ -287,16 +302,38 @@ def test_the_second_stage_covers_every_channel(channels):
     assert (launch.grid[0] - 1) * block < channels <= launch.grid[0] * block
 
 
-def test_deterministic_mode_is_never_atomic(monkeypatch):
-    row = dataclasses.replace(rules(backward=True), atomic=True)
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "_gpu_rules", lambda *arguments: row)
-    assert launch.rules(torch.device("cuda", 0), 4, True).atomic
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert not launch.rules(torch.device("cuda", 0), 4, True).atomic
-    finally:
-        torch.use_deterministic_algorithms(False)
+def test_deterministic_mode_is_never_atomic(device, force):
+    force(reduction="atomic")
+    options = None, torch.float32, device, (2, 4), (4, 1), (4, 1)
+    assert launch.plan_call(launch.rules, False, *options)[0].atomic
+    assert not launch.plan_call(launch.rules, True, *options)[0].atomic
+
+
+def test_deterministic_mode_is_asked_at_every_backward(device, force, monkeypatch):
+    asked, plan_call = [], launch.plan_call
+    monkeypatch.setattr(launch, "plan_call", lambda *key: asked.append(key[1]) or plan_call(*key))
+    x = torch.ones(2, 4, device=device, requires_grad=True)
+    weight = torch.ones(1, device=device, requires_grad=True)
+    for deterministic in (False, True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            prelu(x, weight).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert asked[-1] == deterministic
+
+
+def test_a_call_is_planned_once(device, monkeypatch):
+    planned = []
+    monkeypatch.setattr(launch, "plan", lambda *args: planned.append(args) or plan(*args))
+    x, weight = torch.ones(2, 4, 5, device=device), torch.ones(4, device=device)
+    launch.plan_call.cache_clear()
+    for _ in range(3):
+        prelu(x, weight)
+    assert len(planned) == 1
+    prelu(x.transpose(1, 2).contiguous().transpose(1, 2), weight)
+    prelu(x.half(), weight)
+    assert len(planned) == 3
 
 
 def _forced(row, kind):

@@ -281,9 +281,9 @@ def tiled(tiling):
     """Launches by `tiling`, and gives the kernels' names; none may write outside of its outputs."""
     names, run = [], launch.run
 
-    def counted(kernel, *args, **options):
-        names.append(kernel.__name__)
-        run(kernel, *args, **options)
+    def counted(call, *tensors):
+        names.append(call.kernel.__name__)
+        run(call, *tensors)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run", counted)

@@ -143,7 +143,7 @@ def test_vectors_are_as_wide_as_all_rows_allow(gap, vector):
     for inner in (4096, 4097):
         launch_plan = plan(View(9, 8, inner, x=Gaps(outer=gap)), 4, gpu_rules(132, 4, True))
         assert launch_plan.constants["V"] == vector
-        assert launch_plan.gaps["x"]["x_outer_gap"] == (gap // vector if gap else None)
+        assert launch_plan.sizes["x_outer_gap"] == (gap // vector if gap else None)
 
 
 @pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN], ids=id_of)
@@ -296,6 +296,7 @@ def test_the_gradient_of_cat_reaches_the_kernel_as_it_lies(device, monkeypatch):
     views = []
     original = launch.plan
     monkeypatch.setattr(launch, "plan", lambda v, *rest: views.append(v) or original(v, *rest))
+    launch.plan_call.cache_clear()
     x = randn((2, 3, 4), torch.float32, device).requires_grad_()
     other = randn((2, 5, 4), torch.float32, device)
     joined = torch.cat([prelu(x, torch.ones(3, device=device)), other], 1)

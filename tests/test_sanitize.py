@@ -1,0 +1,20 @@
+"""The program that compute-sanitizer watches launches what it says."""
+
+import pytest
+import sanitize
+import torch
+
+
+def test_every_kind_of_kernel_runs_and_is_checked(launches, capsys):
+    sanitize.main()
+    choices = len(sanitize.CASES) * len(sanitize.DTYPES) * len(sanitize.REDUCTIONS)
+    assert capsys.readouterr().out.startswith(f"{choices} forwards and backwards are right on")
+    kernels = {"plane_forward", "plane_backward", "column_forward", "column_backward"}
+    assert set(launches) == {*kernels, "sum_partials"}
+    assert sum(name.endswith("_backward") for name in launches) == choices
+
+
+def test_a_wrong_result_is_an_error(monkeypatch, device):
+    monkeypatch.setattr(sanitize, "prelu", lambda x, weight: torch.prelu(x.float(), weight * 2))
+    with pytest.raises(AssertionError, match=r"column, torch\.float32, atomic"):
+        sanitize.check("column", torch.float32, "atomic", device)

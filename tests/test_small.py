@@ -1,0 +1,165 @@
+"""Small inputs: PyTorch's operator, where it means the same and no graph is recorded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import assert_same, randn
+
+from prelu_gpu import PReLU, functional, leaky_relu, prelu
+from prelu_gpu.backend import INTERPRETED
+
+SHAPE = (4, 6, 5)
+LIMIT = 4 * 6 * 5 + 1
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Whether a kernel served the last call."""
+    calls = []
+    for function in ("prelu_forward", "leaky_relu_forward", "leaky_relu_forward_"):
+        kernel = getattr(functional.launch, function)
+
+        def counted(*args, kernel=kernel):
+            calls.append(kernel)
+            return kernel(*args)
+
+        monkeypatch.setattr(functional.launch, function, counted)
+
+    def by_kernel(function, *args, **options):
+        calls.clear()
+        return function(*args, **options), bool(calls)
+
+    return by_kernel
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT)
+
+
+def arguments(device, dtype=torch.float32, slopes=6, slope_dtype=None):
+    x = randn(SHAPE, dtype, device)
+    return x, randn((slopes,), slope_dtype or dtype, device, seed=1)
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("slopes", [1, 6])
+def test_pytorchs_operator_serves_below_the_limit_and_a_kernel_above(dtype, slopes, device, served):
+    x, weight = arguments(device, dtype, slopes)
+    for function in (prelu, PReLU(slopes, device=device, dtype=dtype).requires_grad_(False)):
+        args = (x, weight) if function is prelu else (x,)
+        y, by_kernel = served(function, *args)
+        assert not by_kernel
+        assert_same(y, F.prelu(x, weight if function is prelu else function.weight))
+        larger = torch.cat([args[0], args[0]])
+        y, by_kernel = served(function, larger, *args[1:])
+        assert by_kernel
+    for y, by_kernel in (served(leaky_relu, x), served(leaky_relu, x.clone(), 0.01, True)):
+        assert not by_kernel
+        assert_same(y, F.leaky_relu(x))
+
+
+def test_the_limit_itself_is_a_kernels(device, served, monkeypatch):
+    monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT - 1)
+    assert served(prelu, *arguments(device))[1]
+    assert served(leaky_relu, arguments(device)[0])[1]
+
+
+@pytest.mark.usefixtures("limit")
+def test_gradients_of_float32_are_pytorchs_too(device, served):
+    x, weight = (t.requires_grad_() for t in arguments(device))
+    y, by_kernel = served(prelu, x, weight)
+    assert not by_kernel
+    assert "PReLUFunction" not in type(y.grad_fn).__name__
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_slope_gradients_in_half_precision_are_summed_by_the_kernel(dtype, device, served):
+    x, weight = arguments(device, dtype)
+    assert served(prelu, x, weight.requires_grad_())[1]
+    assert not served(prelu, x.requires_grad_(), weight.detach())[1]
+    with torch.no_grad():
+        assert not served(prelu, x, weight)[1]
+
+
+@pytest.mark.usefixtures("limit")
+def test_what_pytorchs_operator_does_not_mean_is_a_kernels(device, served):
+    x, weight = arguments(device)
+    assert served(prelu, x, weight[:5], dim=2)[1]
+    assert not served(prelu, x, weight[:1], dim=2)[1]
+    assert served(prelu, x, weight[None, :, None])[1]
+    assert served(prelu, x.half(), weight)[1]
+    with torch.autocast(device.type, torch.bfloat16):
+        y, by_kernel = served(prelu, x, weight)
+    assert by_kernel
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize(
+    ("x", "weight", "options", "words"),
+    [
+        (torch.ones(2, 3), torch.ones(4), {}, "channel size = 3. Channels are along dim 1"),
+        (torch.ones(3), torch.ones(3), {}, "An input of one dimension has one channel"),
+        (torch.ones(()), torch.ones(3), {}, "Not allow zero-dim input tensor"),
+        (torch.ones(2, 3).long(), torch.ones(3).long(), {}, "not implemented for 'int64' input"),
+        (torch.ones(2, 3), torch.ones(3).to("meta"), {}, "Move one with"),
+        (torch.ones(2, 3).to_sparse(), torch.ones(3), {}, "expected a dense input"),
+        (torch.ones(2, 3, 4), torch.ones(2, 2), {}, "channel size = 3"),
+    ],
+)
+def test_errors_are_those_of_any_size(x, weight, options, words):
+    with pytest.raises(RuntimeError, match=words):
+        prelu(x, weight, **options)
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize(
+    ("args", "error"), [(([1.0], torch.ones(1)), TypeError), ((torch.ones(2), 0.5), TypeError)]
+)
+def test_what_is_no_tensor_is_still_an_error(args, error):
+    with pytest.raises(error, match="must be Tensor"):
+        prelu(*args)
+
+
+@pytest.mark.usefixtures("limit")
+def test_a_compiled_graph_does_not_depend_on_the_size(device):
+    torch._dynamo.reset()
+    weight = torch.ones(6, device=device)
+    compiled = torch.compile(prelu, backend="eager", fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (2, 3, 50, 4):
+            x = randn((batch, 6, 5), torch.float32, device)
+            assert_same(compiled(x, weight), x)
+
+
+@pytest.mark.usefixtures("limit")
+def test_a_traced_graph_does_not_depend_on_the_size(device):
+    # A branch on the size would warn, which is an error here.
+    x, weight = arguments(device)
+    traced = torch.jit.trace(prelu, (x, weight), check_trace=False)
+    larger = torch.cat([x] * 9)
+    assert_same(traced(larger, weight), F.prelu(larger, weight))
+
+
+def test_every_test_but_these_meets_kernels(device):
+    assert functional.EAGER_BELOW == 0
+    assert INTERPRETED or device.type != "cpu"
+
+
+def test_a_users_limit_is_the_rule_tables():
+    program = (
+        "from prelu_gpu import functional, plan; assert functional.EAGER_BELOW == plan.SMALL > 0"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env={"PYTHONPATH": ".", "PATH": ""},
+        check=True,
+    )
