@@ -144,8 +144,11 @@ def test_machine_code_is_asked_of_a_process_that_can_compile(monkeypatch):
 
 
 def test_machine_code_that_cannot_be_made_says_why(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/sh")  # which knows no such program
-    assert program.machine_code().startswith("not made: ")
+    def run(command, **options):
+        return subprocess.CompletedProcess(command, 1, "", stderr="Traceback\nno compiler\n\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert program.machine_code() == "not made: no compiler"
 
 
 @pytest.mark.parametrize("name", ["report", "tune"])
@@ -476,10 +479,10 @@ class FakeTime:
         return next(self._times)
 
 
-@pytest.mark.parametrize(("minutes", "finished"), [(2, 2), (0.25, 0), (math.inf, 4)])
+@pytest.mark.parametrize(("minutes", "finished"), [(2.25, 2), (0.25, 0), (math.inf, 4)])
 def test_a_run_stops_before_its_minutes_are_over(minutes, finished, commit, tmp_path, monkeypatch):
     # Each operation begins and ends by one look at the clock; two end at 100 seconds, and a third
-    # would at 150.
+    # would begin at 125 and end at 150, where the minutes are over at 135.
     monkeypatch.setattr(program, "time", FakeTime(25))
     console = quiet()
     assert run(SMALL[2:], tmp_path, minutes=minutes, console=console) == 0
@@ -520,6 +523,33 @@ def test_a_compiler_that_fails_is_said_and_not_timed(tmp_path, monkeypatch):
     ]
     assert "\n".join(notices) in console.file.getvalue()
     assert (tmp_path / "fake-gpu-notices.txt").read_text().splitlines() == notices
+
+
+def test_inference_alone_runs_without_grad(monkeypatch):
+    seen = {}
+
+    def watched(case, op, sets):
+        def call(number):
+            seen.setdefault(op, set()).add(torch.is_grad_enabled())
+
+        return call
+
+    monkeypatch.setitem(PROVIDERS, "eager", watched)
+    assert run(SMALL[2:], providers=("eager",)) == 0
+    assert seen == {op: {op != "inference"} for op in PASSES}
+
+
+def test_jax_is_timed_by_whole_calls_where_it_knows_the_layout(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(program, "jax_obstacle", lambda device: None)
+    monkeypatch.setitem(PROVIDERS, "jax", lambda case, op, sets: lambda number: op)
+    monkeypatch.setitem(providers.WAITS, "jax", waited.append)
+    assert run(SMALL[1:], tmp_path, ops=("step",), providers=("copy", "jax")) == 0
+    rows = [(row["case"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
+    assert rows == [("last", "copy"), ("shared", "copy"), ("shared", "jax")]
+    jax = read(tmp_path / "fake-gpu.csv")[-1]
+    assert (jax["device_us"], jax["call_us"], jax["extra_bytes"]) == ("", "20000.0", "")
+    assert waited == ["step"] * 4
 
 
 def test_our_own_failure_is_no_notice(monkeypatch):
