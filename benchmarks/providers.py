@@ -82,7 +82,7 @@ def provide_jax(case: Case, op: str, sets: list[Inputs]) -> Call:
     tensors = [inputs if PASSES[op] > 2 else inputs[:2] for inputs in sets]
 
     def prepare() -> Call:
-        arguments = [[jax.dlpack.from_dlpack(one.detach()) for one in some] for some in tensors]
+        arguments = [[jnp.from_dlpack(one.detach()) for one in some] for some in tensors]
         return lambda number: function(*arguments[number])
 
     return _tried(prepare)
