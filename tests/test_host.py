@@ -66,10 +66,9 @@ def test_the_routes_are_those_of_a_gpu_and_end_with_the_measurement(arguments, m
     module, x = arguments
     called = []
     before = launch.run, launch.rules, functional.backend, functional.EAGER_BELOW
-    with host.without_launches(0):
-        with monkeypatch.context() as patch:
-            patch.setattr(launch, "run", lambda call, *tensors: called.append(call))
-            module(x)
+    with host.without_launches(0), monkeypatch.context() as patch:
+        patch.setattr(launch, "run", lambda call, *tensors: called.append(call))
+        module(x)
     assert before == (launch.run, launch.rules, functional.backend, functional.EAGER_BELOW)
     (call,) = called
     assert call.kernel.__name__ == "column_forward"

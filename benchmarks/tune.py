@@ -1,0 +1,601 @@
+"""Sweeps the rule table of prelu_gpu/plan.py on the GPU at hand, and prints a proposed one.
+
+    python -m benchmarks tune                  for seven minutes
+    python -m benchmarks tune --minutes 20     for longer
+    python -m benchmarks tune --results DIR    also writes every timing into DIR/<gpu>-tune.csv
+
+Coordinate descent from the row as it is, one field at a time, for each element size and direction.
+Every variant is checked before it is timed, and timed in turn with the row as it is, caches cold.
+Nothing is changed: a person edits the table. Without a GPU the space is printed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import math
+import operator
+import statistics
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import prelu_gpu.plan as planning
+from benchmarks.cases import Case, check
+from benchmarks.providers import provide_prelu_gpu
+from benchmarks.results import ResultsFile, describe_run, progress_bars, slug
+from benchmarks.timing import Device, Gpu, Measurement, count_sets, measure
+from prelu_gpu.backend import WITHOUT_TRITON
+from prelu_gpu.plan import Rules, gpu_rules
+
+if WITHOUT_TRITON is None:
+    from prelu_gpu import launch
+
+H100_MULTIPROCESSORS = 132
+PASSES = 2
+"""Passes over all fields: the second finds what a field gains beside the others' new values."""
+
+VIEWS = {
+    "flat": Case("flat", (64, 2**19), slope="shared"),
+    "planes": Case("planes", (40, 64, 112, 112)),
+    "planes of 28x28": Case("planes of 28x28", (160, 256, 28, 28)),
+    "odd planes": Case("odd planes", (4, 21000, 391)),
+    "columns": Case("columns", (2**16, 512)),
+    "columns of 7x7": Case("columns of 7x7", (1280, 512, 7, 7)),
+    "90 columns": Case("90 columns", (370_000, 90)),
+}
+"""What rules tell apart: 64 to 128 MiB of x, contiguous."""
+
+
+class TimeUpError(Exception):
+    """The time is up."""
+
+
+class WrongError(Exception):
+    """The row as it is does not compute what it should."""
+
+
+class Variant(NamedTuple):
+    """One row of the rule table, and the constant that decides between planes and columns."""
+
+    rules: Rules
+    plane_fill: float
+
+
+class Row(NamedTuple):
+    """Which row of the rule table."""
+
+    itemsize: int
+    backward: bool
+
+    @property
+    def op(self) -> str:
+        """The operation that the row is for."""
+        return "backward" if self.backward else "forward"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """A dtype of this size."""
+        return {2: torch.bfloat16, 4: torch.float32}[self.itemsize]
+
+
+ROWS = tuple(Row(itemsize, backward) for backward in (True, False) for itemsize in (2, 4))
+
+
+class Gain(NamedTuple):
+    """How many times as fast as the row as it is, and that factor's spread over the rounds."""
+
+    factor: float
+    spread: float
+
+
+SAME = Gain(1.0, 0.0)
+Gains = Mapping[str, Gain]
+"""A variant's gain on each view."""
+
+V = TypeVar("V", bound=Hashable)
+
+
+class Alternatives(Protocol[V]):
+    """A field of a row."""
+
+    def alternatives(self, variant: V) -> list[V]:
+        """The variant with each other value of the field."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of Variant by its path, and the values to try."""
+
+    path: str
+    values: tuple[Any, ...]
+    unit: int = 1
+    """What a value is counted in."""
+
+    def get(self, variant: Variant) -> Any:
+        """The variant's value."""
+        return operator.attrgetter(self.path)(variant)
+
+    def alternatives(self, variant: Variant) -> list[Variant]:
+        """The variant with each other value of the field."""
+        values = [value * self.unit for value in self.values]
+        return [replaced(variant, self.path, v) for v in values if v != self.get(variant)]
+
+    def written(self, variant: Variant) -> str:
+        """The variant's value in words."""
+        return f"{self.get(variant) / self.unit:g}"
+
+
+def replaced(record: Any, path: str, value: object) -> Any:
+    """A record, in which the value at a dotted path is another."""
+    name, _, rest = path.partition(".")
+    value = replaced(getattr(record, name), rest, value) if rest else value
+    if isinstance(record, tuple):
+        return record._replace(**{name: value})
+    return dataclasses.replace(record, **{name: value})
+
+
+def fields(multiprocessors: int, backward: bool) -> list[Field]:
+    """What is swept, the most telling first; sizes in bytes, programs by multiprocessor."""
+    sizes = (2048, 4096, 8192, 16384, 32768)
+    programs = (4, 8, 16, 32, 64, 128)
+    swept = [
+        Field("rules.plane.size", sizes),
+        Field("rules.column.size", sizes),
+        Field("rules.column.rows", (1, 2, 4, 8, 16)),
+        Field("rules.plane.num_warps", (2, 4, 8)),
+        Field("rules.column.num_warps", (2, 4, 8)),
+        Field("rules.column.programs", programs, unit=multiprocessors),
+        Field("rules.plane.programs", programs, unit=multiprocessors),
+    ]
+    if backward:
+        swept.append(Field("rules.atomic", (False, True)))
+        swept.append(Field("rules.finish", (0, 2**12, 2**14, 2**16)))
+    swept.append(Field("plane_fill", (0.125, 0.25, 0.5, 0.75, 1.5)))
+    if not backward:
+        # A backward's columns are so few that a large tensor has rows enough for any of these.
+        swept.append(Field("rules.column_rows", (2, 4, 8, 16, 32)))
+    return swept
+
+
+def descend(
+    present: V,
+    swept: Sequence[Alternatives[V]],
+    evaluate: Callable[[Sequence[V]], list[Gains | None]],
+    passes: int = PASSES,
+) -> Iterator[tuple[V, Gains]]:
+    """Coordinate descent: yields the best row so far and its gains, at first and after each field.
+
+    Args:
+        present: the row to begin with.
+        swept: its fields.
+        evaluate: each row's gains over the present one; None where it failed its check, which
+            the present one has not.
+        passes: how often to go over all fields.
+    """
+    best = present
+    (gains,) = evaluate([present])
+    assert gains is not None
+    yield best, gains
+    for _ in range(passes):
+        for field in swept:
+            candidates = field.alternatives(best)
+            sound = [
+                (candidate, found)
+                for candidate, found in zip(candidates, evaluate(candidates), strict=True)
+                if found is not None and beats(found, gains)
+            ]
+            best, gains = max(sound, key=lambda pair: overall(pair[1]), default=(best, gains))
+            yield best, gains
+
+
+def overall(gains: Gains) -> float:
+    """The geometric mean of a variant's gains."""
+    return statistics.geometric_mean(gain.factor for gain in gains.values())
+
+
+def beats(gains: Gains, others: Gains) -> bool:
+    """Whether a variant is faster than another by more than the spread, where they differ."""
+    views = [view for view in gains if gains[view] != others[view]]
+    if not views:
+        return False
+    gain = statistics.fmean(math.log(gains[v].factor / others[v].factor) for v in views)
+    spread = statistics.fmean(max(gains[v].spread, others[v].spread) for v in views)
+    return math.exp(gain) > 1 + spread
+
+
+def in_turn(
+    searches: Mapping[Row, Iterator[tuple[Variant, Gains]]],
+) -> Iterator[tuple[Row, Variant, Gains]]:
+    """Advances all searches by a field, and again, until they end or the time is up."""
+    going = dict(searches)
+    with contextlib.suppress(TimeUpError, KeyboardInterrupt):
+        while going:
+            for row, search in list(going.items()):
+                step = next(search, None)
+                if step is None:
+                    del going[row]
+                else:
+                    yield row, *step
+
+
+class Budget:
+    """A time that must not be overrun."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._end = self._last + seconds
+        self._longest = 0.0
+
+    def check(self) -> None:
+        """Called before each piece of work.
+
+        Raises:
+            TimeUpError: another piece as long as the longest yet would not fit.
+        """
+        now = self._clock()
+        self._longest = max(self._longest, now - self._last)
+        self._last = now
+        if now + self._longest > self._end:
+            raise TimeUpError
+
+
+@contextlib.contextmanager
+def using(row: Row) -> Iterator[Callable[[Variant], None]]:
+    """Gives a function that makes the library plan one row's launches by a variant."""
+    rules, plane_fill = launch.rules, planning.PLANE_FILL
+
+    @functools.cache
+    def rules_of(variant: Variant) -> Callable[[torch.device, int, bool], Rules]:
+        def varied(device: torch.device, itemsize: int, backward: bool) -> Rules:
+            if (itemsize, backward) == row:
+                return variant.rules
+            return rules(device, itemsize, backward)
+
+        return varied
+
+    def use(variant: Variant) -> None:
+        # What launch.py keeps of a call, it keeps by the function that gives the rules.
+        launch.rules = rules_of(variant)
+        planning.PLANE_FILL = variant.plane_fill
+
+    try:
+        yield use
+    finally:
+        launch.rules, planning.PLANE_FILL = rules, plane_fill
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One line of the results file after the columns of a run."""
+
+    itemsize: int
+    op: str
+    view: str
+    variant: str
+    """Its fields that are not as they are."""
+    device_us: float | None
+    iqr_us: float | None
+    gain: float | None
+    gain_iqr: float | None
+    mistake: str
+    """Why it was not timed."""
+
+
+class Bench:
+    """Checks and times variants of one row. A plan is timed once, whichever rules lead to it."""
+
+    def __init__(
+        self,
+        device: Device,
+        row: Row,
+        present: Variant,
+        swept: Sequence[Field],
+        budget: Budget,
+        record: Callable[[Timing], None],
+        views: Mapping[str, Case] = VIEWS,
+    ) -> None:
+        self._device = device
+        self._row = row
+        self._present = present
+        self._swept = swept
+        self._budget = budget
+        self._record = record
+        self._cases = {
+            name: dataclasses.replace(case, dtype=row.dtype) for name, case in views.items()
+        }
+        self._known: dict[tuple[str, str], Gain | None] = {}
+
+    def evaluate(self, variants: Sequence[Variant]) -> list[Gains | None]:
+        """The gains of each variant on all views; None where one of them is not right.
+
+        Raises:
+            TimeUpError: before anything that is not known would take too long.
+            WrongError: the row as it is fails its check.
+        """
+        gains: dict[Variant, dict[str, Gain]] = {variant: {} for variant in variants}
+        for name, case in self._cases.items():
+            plans = {variant: self.plan(case, variant) for variant in gains}
+            new = {plan: v for v, plan in plans.items() if (name, plan) not in self._known}
+            if new:
+                self._budget.check()
+                for plan, gain in zip(new, self._time(name, list(new.values())), strict=True):
+                    self._known[name, plan] = gain
+            for variant, plan in plans.items():
+                gain = self._known[name, plan]
+                if gain is None:
+                    del gains[variant]
+                else:
+                    gains[variant][name] = gain
+        return [gains.get(variant) for variant in variants]
+
+    def plan(self, case: Case, variant: Variant) -> str:
+        """The launch that a variant leads to, in words."""
+        x = torch.empty(case.shape, device="meta")
+        view = planning.view(x.shape, x.stride(), case.channel_dim)
+        with using(self._row) as use:
+            use(variant)
+            return repr(planning.plan(view, self._row.itemsize, variant.rules))
+
+    def _time(self, name: str, variants: Sequence[Variant]) -> list[Gain | None]:
+        """Checks variants on a view and times the right ones, in turn with the row as it is."""
+        case = self._cases[name]
+        with using(self._row) as use:
+            mistakes = {variant: self._check(case, use, variant) for variant in variants}
+            if mistakes.get(self._present):
+                raise WrongError(f"{name}, {self._row.op}: {mistakes[self._present]}")
+            right = [v for v in variants if not mistakes[v] and v != self._present]
+            measured = self._measure(case, use, [self._present, *right]) if right else {}
+
+        gains = {v: gain_over(measured[self._present], measured[v]) for v in right}
+        gains[self._present] = SAME
+        for variant in (*measured, *(v for v in variants if mistakes[v])):
+            timing = self._timing(
+                name, variant, measured.get(variant), gains.get(variant), mistakes.get(variant, "")
+            )
+            self._record(timing)
+        return [gains.get(variant) for variant in variants]
+
+    def _measure(
+        self, case: Case, use: Callable[[Variant], None], variants: Sequence[Variant]
+    ) -> dict[Variant, Measurement]:
+        """Times variants in turn, on input sets of their own."""
+        device = self._device
+        sets = [case.inputs(device.device) for _ in range(count_sets(device, case.nbytes))]
+        call = provide_prelu_gpu(case, self._row.op, sets)
+
+        def called(variant: Variant) -> Callable[[int], object]:
+            def varied(number: int) -> object:
+                use(variant)
+                return call(number)
+
+            return varied
+
+        calls = {str(number): called(variant) for number, variant in enumerate(variants)}
+        measured = measure(device, calls, len(sets), lambda: None)
+        return dict(zip(variants, measured.values(), strict=True))
+
+    def _check(self, case: Case, use: Callable[[Variant], None], variant: Variant) -> str:
+        """What a variant gets wrong; nothing if it is right."""
+        use(variant)
+        try:
+            return "; ".join(check(case, self._device.device))
+        except Exception as error:  # whatever a compiler raises
+            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+    def _timing(
+        self,
+        name: str,
+        variant: Variant,
+        measured: Measurement | None,
+        gain: Gain | None,
+        mistake: str,
+    ) -> Timing:
+        """A line of the results file."""
+        changed = [
+            f"{field.path} {field.get(variant)}"
+            for field in self._swept
+            if field.get(variant) != field.get(self._present)
+        ]
+        return Timing(
+            itemsize=self._row.itemsize,
+            op=self._row.op,
+            view=name,
+            variant=", ".join(changed) or "as it is",
+            device_us=round(measured.device_us, 3) if measured else None,
+            iqr_us=round(measured.spread_us, 3) if measured else None,
+            gain=round(gain.factor, 4) if gain else None,
+            gain_iqr=round(gain.spread, 4) if gain else None,
+            mistake=mistake,
+        )
+
+
+def gain_over(present: Measurement, variant: Measurement) -> Gain:
+    """The median of the rounds' ratios, and their interquartile range."""
+    ratios = [
+        before / after
+        for before, after in zip(present.device_samples, variant.device_samples, strict=True)
+    ]
+    lower, _, upper = statistics.quantiles(ratios, n=4)
+    return Gain(statistics.median(ratios), upper - lower)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status."""
+    # The program that this is a command of.
+    from benchmarks.__main__ import fail, find_obstacle
+
+    options = parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    obstacle = find_obstacle()
+    if obstacle:
+        console.print(f"Nothing is swept: {obstacle}", soft_wrap=True)
+        console.print(space_table(H100_MULTIPROCESSORS))
+        return 0
+
+    gpu = Gpu()
+    run = describe_run(gpu)
+    file = None
+    if options.results:
+        try:
+            file = ResultsFile(options.results, f"{slug(run.gpu)}-tune", run, Timing)
+        except OSError as error:
+            return fail(
+                f"--results {options.results}: {error.strerror}; give a folder that can be written."
+            )
+        except ValueError as error:
+            return fail(str(error))
+    console.print(f"{run.gpu}, torch {run.torch}, triton {run.triton}, prelu_gpu at {run.commit}")
+    torch.manual_seed(0)
+    record = file.write if file else lambda timing: None
+    try:
+        with gpu.stream():
+            multiprocessors = torch.cuda.get_device_properties(gpu.device).multi_processor_count
+            sweep(gpu, multiprocessors, options.minutes * 60, record, console)
+    except WrongError as error:
+        return fail(f"wrong results, so nothing is swept. {error}")
+    if file:
+        console.print(f"Results: {file.path}", soft_wrap=True)
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks tune",
+        description="Sweep the rule table on the GPU at hand and print a proposed one.",
+    )
+    parser.add_argument(
+        "--minutes", type=positive, default=7.0, help="most time to take (default: 7)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="write DIR/<gpu>-tune.csv, row by row"
+    )
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> float:
+    """A number of minutes."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give minutes, more than 0")
+    return number
+
+
+def sweep(
+    device: Device,
+    multiprocessors: int,
+    seconds: float,
+    record: Callable[[Timing], None],
+    console: Console,
+    views: Mapping[str, Case] = VIEWS,
+) -> None:
+    """Sweeps all rows and prints the proposed table.
+
+    Raises:
+        WrongError: a row as it is fails its check.
+    """
+    budget = Budget(seconds)
+    fill = planning.PLANE_FILL
+    presents = {row: Variant(launch.rules(device.device, *row), fill) for row in ROWS}
+    swept = {row: fields(multiprocessors, row.backward) for row in ROWS}
+    benches = {
+        row: Bench(device, row, presents[row], swept[row], budget, record, views) for row in ROWS
+    }
+    searches = {row: descend(presents[row], swept[row], benches[row].evaluate) for row in ROWS}
+    found: dict[Row, tuple[Variant, Gains]] = {}
+    steps, total = 0, sum(1 + PASSES * len(swept[row]) for row in ROWS)
+    with progress_bars(console) as progress:
+        task = progress.add_task("sweeping", total=total)
+        for steps, (row, variant, gains) in enumerate(in_turn(searches), start=1):
+            found[row] = variant, gains
+            description = f"{row.itemsize} bytes, {row.op}: {overall(gains):.3f}x"
+            progress.update(task, completed=steps, description=description, refresh=True)
+    if steps < total:
+        console.print(f"The time is up: {steps} of {total} steps are done.")
+    console.print(proposed_table(presents, found, swept))
+    console.print(gains_table(presents, found, list(views)))
+
+
+def proposed_table(
+    presents: Mapping[Row, Variant],
+    found: Mapping[Row, tuple[Variant, Gains]],
+    swept: Mapping[Row, Sequence[Field]],
+) -> Table:
+    """Each row as it is, and the best one found."""
+    table = Table(
+        title="Rule table: sizes in bytes, programs by multiprocessor", box=box.SIMPLE_HEAD
+    )
+    paths = list(dict.fromkeys(field.path for row in swept for field in swept[row]))
+    for column in ("row", "", *(path.removeprefix("rules.").replace(".", "\n") for path in paths)):
+        table.add_column(column)
+    for row, (best, _) in found.items():
+        by_path = {field.path: field for field in swept[row]}
+        for title, variant in (("as it is", presents[row]), ("proposed", best)):
+            cells = [by_path[path].written(variant) if path in by_path else "" for path in paths]
+            if title == "proposed" and best == presents[row]:
+                title, cells = "keep", []
+            table.add_row(f"{row.itemsize} bytes, {row.op}", title, *cells)
+        table.add_section()
+    return table
+
+
+def gains_table(
+    presents: Mapping[Row, Variant],
+    found: Mapping[Row, tuple[Variant, Gains]],
+    views: Sequence[str],
+) -> Table:
+    """What each proposed row gains on each view."""
+    table = Table(
+        title="Gain of the proposed row, and its interquartile range", box=box.SIMPLE_HEAD
+    )
+    for column in ("row", "", *views):
+        table.add_column(column)
+    for row, (best, gains) in found.items():
+        title = f"{row.itemsize} bytes, {row.op}"
+        if best == presents[row]:
+            table.add_row(title, "keep: no gain beyond the spread")
+            continue
+        cells = ("=" if g == SAME else f"{g.factor:.3f} ({g.spread:.3f})" for g in gains.values())
+        table.add_row(title, f"{overall(gains):.3f}x", *cells)
+    return table
+
+
+def space_table(multiprocessors: int) -> Table:
+    """What would be swept on a GPU of so many multiprocessors."""
+    table = Table(
+        title=f"What would be swept, on an H100 ({multiprocessors} multiprocessors); sizes in "
+        "bytes, programs by multiprocessor",
+        caption="variants: rows tried in the first pass",
+        box=box.SIMPLE_HEAD,
+    )
+    for column in ("row", "field", "as it is", "values"):
+        table.add_column(column)
+    table.add_column("variants", justify="right")
+    for row in ROWS:
+        present = Variant(gpu_rules(multiprocessors, *row), planning.PLANE_FILL)
+        counts = []
+        for field in fields(multiprocessors, row.backward):
+            counts.append(len(field.alternatives(present)))
+            table.add_row(
+                f"{row.itemsize} bytes, {row.op}",
+                field.path.removeprefix("rules."),
+                field.written(present),
+                ", ".join(f"{value:g}" for value in field.values),
+                str(counts[-1]),
+            )
+        table.add_row("", "", "", "", str(sum(counts)))
+        table.add_section()
+    return table
