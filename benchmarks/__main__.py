@@ -481,7 +481,8 @@ def machine_code() -> str:
         text=True,
     )
     if done.returncode != 0:
-        return f"not made: {(done.stderr.splitlines() or ['no reason given'])[-1]}"
+        lines = done.stderr.split("\n")
+        return f"not made: {next(filter(str.strip, reversed(lines)), 'no reason given')}"
     return done.stdout
 
 

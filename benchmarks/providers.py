@@ -35,10 +35,6 @@ def provide_eager(case: Case, op: str, sets: list[Inputs]) -> Call:
 
 def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
     """PyTorch's operator and module, compiled for these very shapes."""
-    from torch._functorch import config  # part of the compiler, slow to import
-
-    # A backward is called again and again: what it saved cannot be given away.
-    config.donated_buffer = False
     prelu, module = _torch_prelu(case, sets)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +78,7 @@ def provide_jax(case: Case, op: str, sets: list[Inputs]) -> Call:
     tensors = [inputs if PASSES[op] > 2 else inputs[:2] for inputs in sets]
 
     def prepare() -> Call:
-        arguments = [[jax.dlpack.from_dlpack(one.detach()) for one in some] for some in tensors]
+        arguments = [[jnp.from_dlpack(one.detach()) for one in some] for some in tensors]
         return lambda number: function(*arguments[number])
 
     return _tried(prepare)

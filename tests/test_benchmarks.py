@@ -83,6 +83,13 @@ def commit(monkeypatch):
 
 
 @pytest.fixture
+def quick_kernels(monkeypatch):
+    """PyTorch's operator for the interpreted kernels, where they are not what is tested."""
+    monkeypatch.setattr(prelu_gpu, "prelu", lambda x, weight, dim=1: F.prelu(x, weight))
+    monkeypatch.setattr(prelu_gpu, "PReLU", lambda slopes, dim: torch.nn.PReLU(slopes))
+
+
+@pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     host = types.ModuleType("benchmarks.host")
@@ -144,8 +151,11 @@ def test_machine_code_is_asked_of_a_process_that_can_compile(monkeypatch):
 
 
 def test_machine_code_that_cannot_be_made_says_why(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/sh")  # which knows no such program
-    assert program.machine_code().startswith("not made: ")
+    def run(command, **options):
+        return subprocess.CompletedProcess(command, 1, "", stderr="Traceback\nno compiler\n\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert program.machine_code() == "not made: no compiler"
 
 
 @pytest.mark.parametrize("name", ["report", "tune"])
@@ -293,6 +303,27 @@ def assert_same(case, op, provider, sets):
             assert isinstance(first, tuple) or first.requires_grad == (op != "inference")
 
 
+def test_the_operations_are_what_they_are_called():
+    case = SMALL[2]
+    sets = [case.inputs(torch.device("cpu"))]
+    x, weight, grad_y = (tensor.detach() for tensor in sets[0])
+    y = torch.where(x > 0, x, weight * x)
+    grad_x = torch.where(x > 0, grad_y, weight * grad_y)
+    grad_weight = torch.where(x > 0, 0.0, grad_y * x).sum().view(1)
+    expected = {"forward": y, "inference": y, "backward": (grad_x, grad_weight)}
+    expected["step"] = (y, grad_x, grad_weight)
+    for op in PASSES:
+        torch.testing.assert_close(PROVIDERS["eager"](case, op, sets)(0), expected[op])
+
+
+def test_inference_is_that_of_the_modules(monkeypatch):
+    monkeypatch.setattr(torch.nn.PReLU, "forward", lambda self, x: "PyTorch's")
+    monkeypatch.setattr(prelu_gpu.PReLU, "forward", lambda self, x: "ours")
+    sets = [SMALL[2].inputs(torch.device("cpu"))]
+    assert PROVIDERS["eager"](SMALL[2], "inference", sets)(0) == "PyTorch's"
+    assert PROVIDERS["prelu_gpu"](SMALL[2], "inference", sets)(0) == "ours"
+
+
 @pytest.mark.parametrize("case", SMALL_LAYOUTS, ids=lambda case: case.name)
 def test_providers_compute_the_same(case):
     sets = [case.inputs(torch.device("cpu")) for _ in range(2)]
@@ -344,7 +375,7 @@ def test_jax_computes_the_same(case, device):
         torch.testing.assert_close(as_torch(call(0)), expected, rtol=0.05, atol=0.05)
 
 
-def test_a_jax_that_is_not_there_is_said_and_not_timed(tmp_path, monkeypatch):
+def test_a_jax_that_is_not_there_is_said_and_not_timed(quick_kernels, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     console = quiet()
     everyone = (*TORCH, "jax")
@@ -412,8 +443,6 @@ def test_the_results_file_is_complete_after_every_row(tmp_path):
     ("other", "words"),
     [
         ({"commit": "def"}, "commit abc"),
-        ({"commit": "abc-dirty"}, "abc-dirty"),
-        ({"commit": "unknown"}, "unknown"),
         ({"driver": "1.3"}, "driver 1.2"),
     ],
 )
@@ -429,6 +458,15 @@ def test_results_of_different_runs_are_not_mixed(other, words, tmp_path):
     assert len(read(file.path)) == 1
 
 
+@pytest.mark.parametrize("commit", ["abc-dirty", "unknown"])
+def test_results_of_no_commit_are_not_continued(commit, tmp_path):
+    # The code may have changed between two runs of that name.
+    run = dataclasses.replace(RUN, commit=commit)
+    results.ResultsFile(tmp_path, "gpu", run, program.Row)
+    with pytest.raises(ValueError, match=commit):
+        results.ResultsFile(tmp_path, "gpu", run, program.Row)
+
+
 def test_a_run_from_gate_to_table(commit, tmp_path):
     console = quiet()
     assert run(SMALL, tmp_path / "new", console=console) == 0
@@ -441,7 +479,7 @@ def test_a_run_from_gate_to_table(commit, tmp_path):
     assert all(column in table for column in ("% of copy", "x eager", "x compile", "extra MiB"))
 
 
-def test_a_run_goes_on_where_the_last_one_stopped(commit, tmp_path):
+def test_a_run_goes_on_where_the_last_one_stopped(quick_kernels, commit, tmp_path):
     cases = SMALL[1:]
     assert run(cases[:1], tmp_path, ops=("forward",), providers=("eager",)) == 0
     assert run(cases[:1], tmp_path, ops=("forward", "step")) == 0
@@ -454,7 +492,7 @@ def test_a_run_goes_on_where_the_last_one_stopped(commit, tmp_path):
     assert (device.timed > 0, again.timed) == (True, 0)
 
 
-def test_another_commits_results_are_an_error(commit, tmp_path, monkeypatch, capsys):
+def test_another_commits_results_are_an_error(quick_kernels, commit, tmp_path, monkeypatch, capsys):
     assert run(SMALL[2:], tmp_path, ops=("step",)) == 0
     monkeypatch.setenv("PRELU_GPU_COMMIT", "def456")
     device = FakeDevice()
@@ -476,10 +514,12 @@ class FakeTime:
         return next(self._times)
 
 
-@pytest.mark.parametrize(("minutes", "finished"), [(2, 2), (0.25, 0), (math.inf, 4)])
-def test_a_run_stops_before_its_minutes_are_over(minutes, finished, commit, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("minutes", "finished"), [(2.25, 2), (0.25, 0), (math.inf, 4)])
+def test_a_run_stops_before_its_minutes_are_over(
+    quick_kernels, minutes, finished, commit, tmp_path, monkeypatch
+):
     # Each operation begins and ends by one look at the clock; two end at 100 seconds, and a third
-    # would at 150.
+    # would begin at 125 and end at 150, where the minutes are over at 135.
     monkeypatch.setattr(program, "time", FakeTime(25))
     console = quiet()
     assert run(SMALL[2:], tmp_path, minutes=minutes, console=console) == 0
@@ -490,19 +530,19 @@ def test_a_run_stops_before_its_minutes_are_over(minutes, finished, commit, tmp_
     assert stopped == (finished < 4)
 
 
-def test_a_run_cut_off_keeps_what_it_finished(tmp_path):
+def test_a_run_cut_off_keeps_what_it_finished(quick_kernels, tmp_path):
     def times():
         # One operation asks the clock so often: to size both batches, then twice a round.
         yield from itertools.repeat(10000.0, len(TORCH) * (2 + 2 * 3) + 5)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(SMALL, tmp_path, device=FakeDevice(times=times()))
+        run(SMALL[2:], tmp_path, device=FakeDevice(times=times()))
     rows = read(tmp_path / "fake-gpu.csv")
     assert [(row["op"], row["provider"]) for row in rows] == [("forward", p) for p in TORCH]
 
 
-def test_a_compiler_that_fails_is_said_and_not_timed(tmp_path, monkeypatch):
+def test_a_compiler_that_fails_is_said_and_not_timed(quick_kernels, tmp_path, monkeypatch):
     def failing(function, **options):
         def call(*arguments):
             raise ValueError("no such luck\nand more")
@@ -520,6 +560,35 @@ def test_a_compiler_that_fails_is_said_and_not_timed(tmp_path, monkeypatch):
     ]
     assert "\n".join(notices) in console.file.getvalue()
     assert (tmp_path / "fake-gpu-notices.txt").read_text().splitlines() == notices
+
+
+def test_inference_alone_runs_without_grad(quick_kernels, monkeypatch):
+    seen = {}
+
+    def watched(case, op, sets):
+        def call(number):
+            seen.setdefault(op, set()).add(torch.is_grad_enabled())
+
+        return call
+
+    monkeypatch.setitem(PROVIDERS, "eager", watched)
+    assert run(SMALL[2:], providers=("eager",)) == 0
+    assert seen == {op: {op != "inference"} for op in PASSES}
+
+
+def test_jax_is_timed_by_whole_calls_where_it_knows_the_layout(
+    quick_kernels, tmp_path, monkeypatch
+):
+    waited = []
+    monkeypatch.setattr(program, "jax_obstacle", lambda device: None)
+    monkeypatch.setitem(PROVIDERS, "jax", lambda case, op, sets: lambda number: op)
+    monkeypatch.setitem(providers.WAITS, "jax", waited.append)
+    assert run(SMALL[1:], tmp_path, ops=("step",), providers=("copy", "jax")) == 0
+    rows = [(row["case"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
+    assert rows == [("last", "copy"), ("shared", "copy"), ("shared", "jax")]
+    jax = read(tmp_path / "fake-gpu.csv")[-1]
+    assert (jax["device_us"], jax["call_us"], jax["extra_bytes"]) == ("", "20000.0", "")
+    assert waited == ["step"] * 4
 
 
 def test_our_own_failure_is_no_notice(monkeypatch):
@@ -661,7 +730,7 @@ def test_small_calls_are_timed_by_replays_of_a_rotation():
     assert measured["a"].notice is None
 
 
-def test_what_cannot_be_captured_is_timed_with_events_and_said(commit, tmp_path):
+def test_what_cannot_be_captured_is_timed_with_events_and_said(quick_kernels, commit, tmp_path):
     class Uncapturable(FakeDevice):
         def capture(self, batch):
             raise RuntimeError("not permitted\nwhile capturing")
@@ -676,12 +745,11 @@ def test_what_cannot_be_captured_is_timed_with_events_and_said(commit, tmp_path)
 
 
 @pytest.mark.parametrize(("elements", "captured"), [(2**18, 0), (2**18 - 1, 3)])
-def test_graphs_are_for_less_than_a_mebibyte(elements, captured, monkeypatch):
+def test_graphs_are_for_less_than_a_mebibyte(quick_kernels, elements, captured, monkeypatch):
     monkeypatch.setattr(program, "check", lambda case, device: [])
     device = FakeDevice()
     monkeypatch.setattr(device, "l2_bytes", 1)
     case = Case("size", (elements,), torch.float32, slope="shared")
-    monkeypatch.setattr(prelu_gpu, "prelu", F.prelu)
     assert run([case], device=device, ops=("forward",)) == 0
     assert device.captured == captured
 
