@@ -35,6 +35,7 @@ from benchmarks.providers import PROVIDERS, WAITS, ProviderError, jax_obstacle, 
 from benchmarks.results import ResultsFile, describe_run, progress_bars, slug
 from benchmarks.timing import ROUNDS, Call, Device, Gpu, Measurement, count_sets, measure
 from prelu_gpu.backend import Backend, backend, reason
+from prelu_gpu.plan import gpu_rules
 
 SUBCOMMANDS = ("report", "tune")
 H100_MULTIPROCESSORS = 132
@@ -452,6 +453,10 @@ def plan_table(cases: Sequence[Case]) -> Table:
         table.add_column("grid", justify="right")
     first = {case.name: case for case in reversed(cases)}
     for case in sorted(first.values(), key=cases.index):
+        plans = (
+            case.plan(op, gpu_rules(H100_MULTIPROCESSORS, case.dtype.itemsize, op == "backward"))
+            for op in ("forward", "backward")
+        )
         table.add_row(
             case.name,
             case.shape_name,
@@ -460,8 +465,7 @@ def plan_table(cases: Sequence[Case]) -> Table:
             f"{case.slope}, {case.slope_dtype_name}",
             *(f"{case.bytes_moved(op) / 1e6:.1f}" for op in PASSES),
             *itertools.chain.from_iterable(
-                (plan.kind.value, " x ".join(map(str, plan.grid)))
-                for plan in (case.plan(op, H100_MULTIPROCESSORS) for op in ("forward", "backward"))
+                (plan.kind.value, " x ".join(map(str, plan.grid))) for plan in plans
             ),
         )
     return table

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prelu_gpu
-from prelu_gpu.plan import Plan, gpu_rules, plan, view
+from prelu_gpu.plan import Plan, Rules, plan, view
 
 PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
 """The operations, and how often each must go over memory of the size of x: read x, write y; read
@@ -109,13 +109,12 @@ class Case:
             x.normal_().requires_grad_(), weight.uniform_(0, 0.5).requires_grad_(), grad_y.normal_()
         )
 
-    def plan(self, op: str, multiprocessors: int) -> Plan:
-        """The launch of prelu_gpu's kernel for `op` on a GPU of so many multiprocessors."""
+    def plan(self, op: str, rules: Rules) -> Plan:
+        """The launch of prelu_gpu's kernel for `op`."""
         x, grad_y = self._empty(torch.device("meta"))
         grad_y_stride = grad_y.stride() if op == "backward" else None
         result_stride = torch.empty_like(x).stride()
         layout = view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
-        rules = gpu_rules(multiprocessors, self.dtype.itemsize, op == "backward")
         return plan(layout, self.dtype.itemsize, rules)
 
     def _empty(self, device: torch.device) -> tuple[Tensor, Tensor]:

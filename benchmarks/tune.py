@@ -18,17 +18,16 @@ import operator
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import prelu_gpu.plan as planning
 from benchmarks.cases import Case, check
 from benchmarks.providers import provide_prelu_gpu
 from benchmarks.results import ResultsFile, describe_run, progress_bars, slug
@@ -63,13 +62,6 @@ class WrongError(Exception):
     """The row as it is does not compute what it should."""
 
 
-class Variant(NamedTuple):
-    """One row of the rule table, and the constant that decides between planes and columns."""
-
-    rules: Rules
-    plane_fill: float
-
-
 class Row(NamedTuple):
     """Which row of the rule table."""
 
@@ -101,45 +93,34 @@ SAME = Gain(1.0, 0.0)
 Gains = Mapping[str, Gain]
 """A variant's gain on each view."""
 
-V = TypeVar("V", bound=Hashable)
-
-
-class Alternatives(Protocol[V]):
-    """A field of a row."""
-
-    def alternatives(self, variant: V) -> list[V]:
-        """The variant with each other value of the field."""
-
 
 @dataclass(frozen=True)
 class Field:
-    """A field of Variant by its path, and the values to try."""
+    """A field of Rules by its path, and the values to try."""
 
     path: str
     values: tuple[Any, ...]
     unit: int = 1
     """What a value is counted in."""
 
-    def get(self, variant: Variant) -> Any:
-        """The variant's value."""
-        return operator.attrgetter(self.path)(variant)
+    def get(self, rules: Rules) -> Any:
+        """The value in a row."""
+        return operator.attrgetter(self.path)(rules)
 
-    def alternatives(self, variant: Variant) -> list[Variant]:
-        """The variant with each other value of the field."""
+    def alternatives(self, rules: Rules) -> list[Rules]:
+        """The row with each other value of the field."""
         values = [value * self.unit for value in self.values]
-        return [replaced(variant, self.path, v) for v in values if v != self.get(variant)]
+        return [replaced(rules, self.path, value) for value in values if value != self.get(rules)]
 
-    def written(self, variant: Variant) -> str:
-        """The variant's value in words."""
-        return f"{self.get(variant) / self.unit:g}"
+    def written(self, rules: Rules) -> str:
+        """The value in a row, in words."""
+        return f"{self.get(rules) / self.unit:g}"
 
 
 def replaced(record: Any, path: str, value: object) -> Any:
-    """A record, in which the value at a dotted path is another."""
+    """A dataclass in which the value at a dotted path is another."""
     name, _, rest = path.partition(".")
     value = replaced(getattr(record, name), rest, value) if rest else value
-    if isinstance(record, tuple):
-        return record._replace(**{name: value})
     return dataclasses.replace(record, **{name: value})
 
 
@@ -148,30 +129,30 @@ def fields(multiprocessors: int, backward: bool) -> list[Field]:
     sizes = (2048, 4096, 8192, 16384, 32768)
     programs = (4, 8, 16, 32, 64, 128)
     swept = [
-        Field("rules.plane.size", sizes),
-        Field("rules.column.size", sizes),
-        Field("rules.column.rows", (1, 2, 4, 8, 16)),
-        Field("rules.plane.num_warps", (2, 4, 8)),
-        Field("rules.column.num_warps", (2, 4, 8)),
-        Field("rules.column.programs", programs, unit=multiprocessors),
-        Field("rules.plane.programs", programs, unit=multiprocessors),
+        Field("plane.size", sizes),
+        Field("column.size", sizes),
+        Field("column.rows", (1, 2, 4, 8, 16)),
+        Field("plane.num_warps", (2, 4, 8)),
+        Field("column.num_warps", (2, 4, 8)),
+        Field("column.programs", programs, unit=multiprocessors),
+        Field("plane.programs", programs, unit=multiprocessors),
     ]
     if backward:
-        swept.append(Field("rules.atomic", (False, True)))
-        swept.append(Field("rules.finish", (0, 2**12, 2**14, 2**16)))
+        swept.append(Field("atomic", (False, True)))
+        swept.append(Field("finish", (0, 2**12, 2**14, 2**16)))
     swept.append(Field("plane_fill", (0.125, 0.25, 0.5, 0.75, 1.5)))
     if not backward:
         # A backward's columns are so few that a large tensor has rows enough for any of these.
-        swept.append(Field("rules.column_rows", (2, 4, 8, 16, 32)))
+        swept.append(Field("column_rows", (2, 4, 8, 16, 32)))
     return swept
 
 
 def descend(
-    present: V,
-    swept: Sequence[Alternatives[V]],
-    evaluate: Callable[[Sequence[V]], list[Gains | None]],
+    present: Rules,
+    swept: Sequence[Field],
+    evaluate: Callable[[Sequence[Rules]], list[Gains | None]],
     passes: int = PASSES,
-) -> Iterator[tuple[V, Gains]]:
+) -> Iterator[tuple[Rules, Gains]]:
     """Coordinate descent: yields the best row so far and its gains, at first and after each field.
 
     Args:
@@ -213,8 +194,8 @@ def beats(gains: Gains, others: Gains) -> bool:
 
 
 def in_turn(
-    searches: Mapping[Row, Iterator[tuple[Variant, Gains]]],
-) -> Iterator[tuple[Row, Variant, Gains]]:
+    searches: Mapping[Row, Iterator[tuple[Rules, Gains]]],
+) -> Iterator[tuple[Row, Rules, Gains]]:
     """Advances all searches by a field, and again, until they end or the time is up."""
     going = dict(searches)
     with contextlib.suppress(TimeUpError, KeyboardInterrupt):
@@ -250,28 +231,27 @@ class Budget:
 
 
 @contextlib.contextmanager
-def using(row: Row) -> Iterator[Callable[[Variant], None]]:
-    """Gives a function that makes the library plan one row's launches by a variant."""
-    rules, plane_fill = launch.rules, planning.PLANE_FILL
+def using(row: Row) -> Iterator[Callable[[Rules], None]]:
+    """Gives a function that makes the library plan one row's launches by other rules."""
+    before = launch.rules
 
     @functools.cache
-    def rules_of(variant: Variant) -> Callable[[torch.device, int, bool], Rules]:
+    def others(rules: Rules) -> Callable[[torch.device, int, bool], Rules]:
         def varied(device: torch.device, itemsize: int, backward: bool) -> Rules:
             if (itemsize, backward) == row:
-                return variant.rules
-            return rules(device, itemsize, backward)
+                return rules
+            return before(device, itemsize, backward)
 
         return varied
 
-    def use(variant: Variant) -> None:
+    def use(rules: Rules) -> None:
         # What launch.py keeps of a call, it keeps by the function that gives the rules.
-        launch.rules = rules_of(variant)
-        planning.PLANE_FILL = variant.plane_fill
+        launch.rules = others(rules)
 
     try:
         yield use
     finally:
-        launch.rules, planning.PLANE_FILL = rules, plane_fill
+        launch.rules = before
 
 
 @dataclass(frozen=True)
@@ -298,7 +278,7 @@ class Bench:
         self,
         device: Device,
         row: Row,
-        present: Variant,
+        present: Rules,
         swept: Sequence[Field],
         budget: Budget,
         record: Callable[[Timing], None],
@@ -315,16 +295,16 @@ class Bench:
         }
         self._known: dict[tuple[str, str], Gain | None] = {}
 
-    def evaluate(self, variants: Sequence[Variant]) -> list[Gains | None]:
+    def evaluate(self, variants: Sequence[Rules]) -> list[Gains | None]:
         """The gains of each variant on all views; None where one of them is not right.
 
         Raises:
             TimeUpError: before anything that is not known would take too long.
             WrongError: the row as it is fails its check.
         """
-        gains: dict[Variant, dict[str, Gain]] = {variant: {} for variant in variants}
+        gains: dict[Rules, dict[str, Gain]] = {variant: {} for variant in variants}
         for name, case in self._cases.items():
-            plans = {variant: self.plan(case, variant) for variant in gains}
+            plans = {variant: repr(case.plan(self._row.op, variant)) for variant in gains}
             new = {plan: v for v, plan in plans.items() if (name, plan) not in self._known}
             if new:
                 self._budget.check()
@@ -338,15 +318,7 @@ class Bench:
                     gains[variant][name] = gain
         return [gains.get(variant) for variant in variants]
 
-    def plan(self, case: Case, variant: Variant) -> str:
-        """The launch that a variant leads to, in words."""
-        x = torch.empty(case.shape, device="meta")
-        view = planning.view(x.shape, x.stride(), case.channel_dim)
-        with using(self._row) as use:
-            use(variant)
-            return repr(planning.plan(view, self._row.itemsize, variant.rules))
-
-    def _time(self, name: str, variants: Sequence[Variant]) -> list[Gain | None]:
+    def _time(self, name: str, variants: Sequence[Rules]) -> list[Gain | None]:
         """Checks variants on a view and times the right ones, in turn with the row as it is."""
         case = self._cases[name]
         with using(self._row) as use:
@@ -366,14 +338,14 @@ class Bench:
         return [gains.get(variant) for variant in variants]
 
     def _measure(
-        self, case: Case, use: Callable[[Variant], None], variants: Sequence[Variant]
-    ) -> dict[Variant, Measurement]:
+        self, case: Case, use: Callable[[Rules], None], variants: Sequence[Rules]
+    ) -> dict[Rules, Measurement]:
         """Times variants in turn, on input sets of their own."""
         device = self._device
         sets = [case.inputs(device.device) for _ in range(count_sets(device, case.nbytes))]
         call = provide_prelu_gpu(case, self._row.op, sets)
 
-        def called(variant: Variant) -> Callable[[int], object]:
+        def called(variant: Rules) -> Callable[[int], object]:
             def varied(number: int) -> object:
                 use(variant)
                 return call(number)
@@ -384,7 +356,7 @@ class Bench:
         measured = measure(device, calls, len(sets), lambda: None)
         return dict(zip(variants, measured.values(), strict=True))
 
-    def _check(self, case: Case, use: Callable[[Variant], None], variant: Variant) -> str:
+    def _check(self, case: Case, use: Callable[[Rules], None], variant: Rules) -> str:
         """What a variant gets wrong; nothing if it is right."""
         use(variant)
         try:
@@ -395,7 +367,7 @@ class Bench:
     def _timing(
         self,
         name: str,
-        variant: Variant,
+        variant: Rules,
         measured: Measurement | None,
         gain: Gain | None,
         mistake: str,
@@ -508,14 +480,13 @@ def sweep(
         WrongError: a row as it is fails its check.
     """
     budget = Budget(seconds)
-    fill = planning.PLANE_FILL
-    presents = {row: Variant(launch.rules(device.device, *row), fill) for row in ROWS}
+    presents = {row: launch.rules(device.device, *row) for row in ROWS}
     swept = {row: fields(multiprocessors, row.backward) for row in ROWS}
     benches = {
         row: Bench(device, row, presents[row], swept[row], budget, record, views) for row in ROWS
     }
     searches = {row: descend(presents[row], swept[row], benches[row].evaluate) for row in ROWS}
-    found: dict[Row, tuple[Variant, Gains]] = {}
+    found: dict[Row, tuple[Rules, Gains]] = {}
     steps, total = 0, sum(1 + PASSES * len(swept[row]) for row in ROWS)
     with progress_bars(console) as progress:
         task = progress.add_task("sweeping", total=total)
@@ -530,8 +501,8 @@ def sweep(
 
 
 def proposed_table(
-    presents: Mapping[Row, Variant],
-    found: Mapping[Row, tuple[Variant, Gains]],
+    presents: Mapping[Row, Rules],
+    found: Mapping[Row, tuple[Rules, Gains]],
     swept: Mapping[Row, Sequence[Field]],
 ) -> Table:
     """Each row as it is, and the best one found."""
@@ -539,7 +510,7 @@ def proposed_table(
         title="Rule table: sizes in bytes, programs by multiprocessor", box=box.SIMPLE_HEAD
     )
     paths = list(dict.fromkeys(field.path for row in swept for field in swept[row]))
-    for column in ("row", "", *(path.removeprefix("rules.").replace(".", "\n") for path in paths)):
+    for column in ("row", "", *(path.replace(".", "\n") for path in paths)):
         table.add_column(column)
     for row, (best, _) in found.items():
         by_path = {field.path: field for field in swept[row]}
@@ -553,8 +524,8 @@ def proposed_table(
 
 
 def gains_table(
-    presents: Mapping[Row, Variant],
-    found: Mapping[Row, tuple[Variant, Gains]],
+    presents: Mapping[Row, Rules],
+    found: Mapping[Row, tuple[Rules, Gains]],
     views: Sequence[str],
 ) -> Table:
     """What each proposed row gains on each view."""
@@ -585,13 +556,13 @@ def space_table(multiprocessors: int) -> Table:
         table.add_column(column)
     table.add_column("variants", justify="right")
     for row in ROWS:
-        present = Variant(gpu_rules(multiprocessors, *row), planning.PLANE_FILL)
+        present = gpu_rules(multiprocessors, *row)
         counts = []
         for field in fields(multiprocessors, row.backward):
             counts.append(len(field.alternatives(present)))
             table.add_row(
                 f"{row.itemsize} bytes, {row.op}",
-                field.path.removeprefix("rules."),
+                field.path,
                 field.written(present),
                 ", ".join(f"{value:g}" for value in field.values),
                 str(counts[-1]),

@@ -28,10 +28,6 @@ UNBOUNDED = 2**63 - 1
 FULL_TILE = 0.95
 """Share of a tile's columns that must hold data for a fold to be wide enough."""
 
-PLANE_FILL = 0.75
-"""Share of a plane tile that a row must fill for rows not to be folded into columns."""
-
-
 SMALL = 2**22
 """Elements below which a call of PyTorch's operator ends before one of a kernel, by arithmetic: a
 launch through Triton takes the host about 17 microseconds, and so long does PyTorch's forward, at
@@ -234,6 +230,8 @@ class Rules:
     """Rows that columns must have where rows are longer than a warp's access."""
     partials: int
     """Partial sums beyond which columns are split no further."""
+    plane_fill: float = 0.75
+    """Share of a plane tile that a row must fill for rows not to be folded into columns."""
     finish: int = 0
     """Partial sums of planes up to which their last programs add them up, without a launch."""
     atomic: bool = False
@@ -320,7 +318,7 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     if view.outer == view.channels == 1:
         return Kind.FLAT
     vector = _vector(view, itemsize)
-    if view.inner % vector == 0 and view.inner >= PLANE_FILL * rules.plane.size / itemsize:
+    if view.inner % vector == 0 and view.inner >= rules.plane_fill * rules.plane.size / itemsize:
         return Kind.PLANE
     fold, _, _ = _fold(view.copied(*_not_columns(view)), itemsize, rules)
     columns = fold * view.channels * view.inner

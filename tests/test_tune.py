@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 import math
@@ -9,16 +10,15 @@ import torch
 from rich.console import Console
 
 import prelu_gpu
-import prelu_gpu.plan as planning
 from benchmarks import tune
 from benchmarks.cases import Case
 from benchmarks.timing import Gpu
-from benchmarks.tune import SAME, Budget, Field, Gain, Row, TimeUpError, Variant, descend
+from benchmarks.tune import SAME, Budget, Field, Gain, Row, TimeUpError, descend
 from prelu_gpu import launch
 from prelu_gpu.plan import Kind, gpu_rules
 
 ROW = Row(4, backward=False)
-PRESENT = {row: Variant(gpu_rules(132, *row), planning.PLANE_FILL) for row in tune.ROWS}
+PRESENT = {row: gpu_rules(132, *row) for row in tune.ROWS}
 SMALL = {"flat": Case("flat", (2, 6, 100), slope="shared"), "columns": Case("columns", (40, 6))}
 
 
@@ -169,30 +169,33 @@ def test_a_field_changes_nothing_but_itself(row):
 
 
 def test_programs_are_counted_by_multiprocessor():
-    (field,) = (f for f in tune.fields(132, False) if f.path == "rules.plane.programs")
+    (field,) = (f for f in tune.fields(132, False) if f.path == "plane.programs")
     assert field.written(PRESENT[ROW]) == "64"
-    assert PRESENT[ROW].rules.plane.programs == 64 * 132
-    programs = {variant.rules.plane.programs for variant in field.alternatives(PRESENT[ROW])}
+    assert PRESENT[ROW].plane.programs == 64 * 132
+    programs = {variant.plane.programs for variant in field.alternatives(PRESENT[ROW])}
     assert programs == {count * 132 for count in field.values} - {64 * 132}
 
 
 @pytest.mark.parametrize("row", tune.ROWS, ids=str)
-def test_every_view_has_its_own_kind_and_every_variant_a_plan(row, bench):
+def test_every_view_has_its_own_kind_and_every_field_changes_a_plan(row):
     kinds = {
         "flat": Kind.FLAT, "planes": Kind.PLANE, "odd planes": Kind.ODD_PLANE,
         "columns": Kind.COLUMN, "columns of 7x7": Kind.COLUMN, "90 columns": Kind.COLUMN,
         # Between the two: 784 elements fill three quarters of a tile in float32.
         "planes of 28x28": Kind.PLANE if row.itemsize == 4 else Kind.COLUMN,
     }  # fmt: skip
-    row_bench = bench(row)
+
+    def plan(case, rules):
+        return dataclasses.replace(case, dtype=row.dtype).plan(row.op, rules)
+
     assert set(kinds) == set(tune.VIEWS)
     for name, case in tune.VIEWS.items():
         assert 2**24 < math.prod(case.shape) < 2**26
-        assert f"kind={kinds[name]!r}" in row_bench.plan(case, PRESENT[row])
+        assert plan(case, PRESENT[row]).kind is kinds[name]
     # Every field matters somewhere.
     for field in tune.fields(132, row.backward):
         plans = {
-            (case.name, row_bench.plan(case, variant))
+            (case.name, repr(plan(case, variant)))
             for case in tune.VIEWS.values()
             for variant in [PRESENT[row], *field.alternatives(PRESENT[row])]
         }
@@ -204,7 +207,7 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
     plan = launch.plan
 
     def recorded(view, itemsize, rules):
-        planned.append((rules, planning.PLANE_FILL))
+        planned.append(rules)
         return plan(view, itemsize, rules)
 
     monkeypatch.setattr(launch, "plan", recorded)
@@ -212,10 +215,10 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
     weight = torch.rand(6, device=device, requires_grad=True)
     variants = [
         PRESENT[ROW],
-        tune.replaced(PRESENT[ROW], "rules.column.rows", 4),
+        tune.replaced(PRESENT[ROW], "column.rows", 4),
         tune.replaced(PRESENT[ROW], "plane_fill", 0.5),
     ]
-    before = launch.rules, planning.PLANE_FILL
+    before = launch.rules
     used = []
 
     def fail_in_use():
@@ -224,20 +227,20 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
             for variant in (*variants, *variants):
                 use(variant)
                 functions.add(launch.rules)
-                used.append((launch.rules(device, 4, False), planning.PLANE_FILL))
+                used.append(launch.rules(device, 4, False))
                 prelu_gpu.prelu(x, weight).sum().backward()
             # What is planned is kept by this function: once for each variant.
             assert len(functions) == len(variants)
             # Other rows are planned as ever.
-            assert launch.rules(device, 4, True) == before[0](device, 4, True)
-            assert launch.rules(device, 2, False) == before[0](device, 2, False)
+            assert launch.rules(device, 4, True) == before(device, 4, True)
+            assert launch.rules(device, 2, False) == before(device, 2, False)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_in_use()
-    assert (launch.rules, planning.PLANE_FILL) == before
-    assert used == [*map(tuple, variants)] * 2
-    assert set(map(tuple, variants)) <= set(planned)
+    assert launch.rules is before
+    assert used == variants * 2
+    assert set(variants) <= set(planned)
 
 
 class FakeDevice:
@@ -310,18 +313,18 @@ def test_variants_are_checked_and_timed_beside_the_present_row(row, bench, monke
     assert made.evaluate([PRESENT[row]]) == [{"flat": SAME, "columns": SAME}]
     assert made.lines == []
 
-    fast = tune.replaced(PRESENT[row], "rules.plane.size", 2048)
+    fast = tune.replaced(PRESENT[row], "plane.size", 2048)
     assert made.evaluate([fast]) == [{"flat": Gain(1.25, 0.0), "columns": SAME}]
     assert [(line.view, line.variant, line.device_us, line.gain) for line in made.lines] == [
         ("flat", "as it is", 10000.0, 1.0),
-        ("flat", "rules.plane.size 2048", 8000.0, 1.25),
+        ("flat", "plane.size 2048", 8000.0, 1.25),
     ]
     assert {(line.itemsize, line.op, line.mistake) for line in made.lines} == {(*row_name(row), "")}
     # The present row on both views, the variant where it is another launch.
-    present_row = (row.dtype, PRESENT[row].rules)
-    assert checked == [present_row, present_row, (row.dtype, fast.rules)]
+    present_row = (row.dtype, PRESENT[row])
+    assert checked == [present_row, present_row, (row.dtype, fast)]
     timed = made._device.timed
-    assert timed.count(fast.rules) == timed.count(PRESENT[row].rules) > 3
+    assert timed.count(fast) == timed.count(PRESENT[row]) > 3
 
     # What is known is not timed again.
     count = len(timed)
@@ -336,12 +339,12 @@ def row_name(row):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU has no kernels where there is a GPU")
 @pytest.mark.parametrize("fault", ["wrong", "raises"])
 def test_a_variant_that_is_not_right_is_not_timed(fault, bench, monkeypatch):
-    bad = tune.replaced(PRESENT[ROW], "rules.plane.size", 2048)
-    good = tune.replaced(PRESENT[ROW], "rules.plane.size", 8192)
+    bad = tune.replaced(PRESENT[ROW], "plane.size", 2048)
+    good = tune.replaced(PRESENT[ROW], "plane.size", 8192)
     check = tune.check
 
     def faulty(case, device):
-        if launch.rules(device, *ROW) != bad.rules:
+        if launch.rules(device, *ROW) != bad:
             return check(case, device)
         if fault == "raises":
             raise RuntimeError("no such tile\nand more")
@@ -351,10 +354,10 @@ def test_a_variant_that_is_not_right_is_not_timed(fault, bench, monkeypatch):
     made = bench(ROW)
     made.evaluate([PRESENT[ROW]])
     assert made.evaluate([bad, good]) == [None, {"flat": Gain(1.0, 0.0), "columns": SAME}]
-    assert bad.rules not in made._device.timed
-    assert good.rules in made._device.timed
+    assert bad not in made._device.timed
+    assert good in made._device.timed
     (line,) = (line for line in made.lines if line.mistake)
-    assert line.variant == "rules.plane.size 2048"
+    assert line.variant == "plane.size 2048"
     assert line.device_us is line.gain is None
     words = {"wrong": "1 of 1200 elements", "raises": "RuntimeError: no such tile"}
     assert words[fault] in line.mistake
@@ -380,7 +383,7 @@ def test_a_bench_asks_for_time_before_each_view(bench):
 
 
 def few_fields(multiprocessors, backward):
-    return [Field("rules.plane.size", (2048, 4096, 8192))]
+    return [Field("plane.size", (2048, 4096, 8192))]
 
 
 def quiet():
@@ -389,7 +392,7 @@ def quiet():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU has no kernels where there is a GPU")
 def test_a_sweep_proposes_what_is_faster_and_says_keep_elsewhere(few_rounds, monkeypatch):
-    monkeypatch.setattr(launch, "rules", lambda device, *row: PRESENT[row].rules)
+    monkeypatch.setattr(launch, "rules", lambda device, *row: PRESENT[row])
     monkeypatch.setattr(tune, "fields", few_fields)
 
     def time_us(rules):
@@ -414,7 +417,7 @@ def test_a_sweep_proposes_what_is_faster_and_says_keep_elsewhere(few_rounds, mon
 
 def test_a_sweep_that_has_no_time_prints_so(monkeypatch):
     console = quiet()
-    monkeypatch.setattr(launch, "rules", lambda device, *row: PRESENT[row].rules)
+    monkeypatch.setattr(launch, "rules", lambda device, *row: PRESENT[row])
     tune.sweep(FakeDevice(ROW, lambda rules: 1.0), 132, -1, print, console, SMALL)
     assert "The time is up: 0 of" in console.file.getvalue()
 
@@ -446,7 +449,7 @@ def test_a_short_sweep_on_a_gpu(monkeypatch):
     # The guarded allocations of conftest.py would be timed too.
     monkeypatch.setattr(launch, "torch", torch)
     monkeypatch.setattr(tune, "fields", few_fields)
-    console, lines, before = quiet(), [], (launch.rules, planning.PLANE_FILL)
+    console, lines, before = quiet(), [], launch.rules
     gpu = Gpu()
     views = {name: tune.VIEWS[name] for name in ("flat", "planes")}
     with gpu.stream():
@@ -459,5 +462,5 @@ def test_a_short_sweep_on_a_gpu(monkeypatch):
         assert line.mistake == ""
         assert line.device_us > 0
         assert line.gain > 0
-    assert {line.variant for line in lines} > {"as it is", "rules.plane.size 2048"}
-    assert (launch.rules, planning.PLANE_FILL) == before
+    assert {line.variant for line in lines} > {"as it is", "plane.size 2048"}
+    assert launch.rules is before
