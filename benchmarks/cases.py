@@ -27,8 +27,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
+DEVICE_BYTES = 2**24
+"""Size of x from which device time counts; below it is the time of the whole call."""
+
+H100_MULTIPROCESSORS = 132
+
 CHECKED_ELEMENTS = 2**24
 """Elements that are compared in float64 at a time: 128 MiB for each temporary."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype without its module."""
+    return str(dtype).removeprefix("torch.")
 
 
 class Inputs(NamedTuple):
@@ -65,12 +75,12 @@ class Case:
     @property
     def dtype_name(self) -> str:
         """The tensor's dtype without its module."""
-        return _name(self.dtype)
+        return dtype_name(self.dtype)
 
     @property
     def slope_dtype_name(self) -> str:
         """The slopes' dtype without its module."""
-        return _name(self.weight_dtype)
+        return dtype_name(self.weight_dtype)
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -333,7 +343,3 @@ def _count(mask: Tensor) -> int:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import prelu_gpu
 from benchmarks.cases import PASSES, Case, Inputs, prelu_along
+from benchmarks.program import first_line
 from benchmarks.timing import Call
 
 Provider = Callable[[Case, str, list[Inputs]], Call]
@@ -107,7 +108,7 @@ def jax_obstacle(device: torch.device) -> str | None:
 
         found = jax.default_backend()
     except (ImportError, RuntimeError) as error:
-        return _first_line(error)
+        return first_line(error)
     wanted = {"cuda": "gpu"}.get(device.type, device.type)
     return None if found == wanted else f"it runs on {found} here, not on {wanted}"
 
@@ -188,9 +189,5 @@ def _tried(prepare: Callable[[], Call]) -> Call:
         call = prepare()
         call(0)
     except Exception as error:  # whatever a compiler raises
-        raise ProviderError(_first_line(error)) from error
+        raise ProviderError(first_line(error)) from error
     return call
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -1,4 +1,4 @@
-"""What the programs that measure share: the facts of a run, its results file, its progress bars."""
+"""The facts of a run, and the file of its results."""
 
 import csv
 import os
@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.timing import Device
+from benchmarks.program import ProgramError
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,12 @@ class Run:
     driver: str
     torch: str
     triton: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.gpu}, driver {self.driver}, torch {self.torch}, triton {self.triton}, "
+            f"prelu_gpu at {self.commit}, {self.date[:10]}"
+        )
 
 
 class ResultsFile:
@@ -45,7 +49,7 @@ class ResultsFile:
         """
         self.path = folder / f"{name}.csv"
         self._run = run
-        self._columns = [field.name for part in (Run, row_type) for field in fields(part)]
+        self._columns = columns(row_type)
         folder.mkdir(parents=True, exist_ok=True)
         self.rows: list[dict[str, str]] = []
         """What the file held when it was opened."""
@@ -90,15 +94,37 @@ class ResultsFile:
             csv.writer(file, lineterminator="\n").writerow(values)
 
 
-def describe_run(device: Device) -> Run:
-    """The facts that make a figure comparable."""
+def columns(row_type: type) -> list[str]:
+    """The columns of a file whose rows are the dataclass `row_type`: those of Run come first."""
+    return [field.name for part in (Run, row_type) for field in fields(part)]
+
+
+def open_results(folder: Path | None, suffix: str, run: Run, row_type: type) -> ResultsFile | None:
+    """Opens DIR/<gpu><suffix>.csv, if there is to be one.
+
+    Raises:
+        ProgramError: it cannot be written, or has another run's results.
+    """
+    if folder is None:
+        return None
+    try:
+        return ResultsFile(folder, slug(run.gpu) + suffix, run, row_type)
+    except OSError as error:
+        advice = "give a folder that can be written."
+        raise ProgramError(f"--results {folder}: {error.strerror}; {advice}") from error
+    except ValueError as error:
+        raise ProgramError(f"--results {folder}: {error}") from error
+
+
+def describe_run(gpu: str) -> Run:
+    """The facts that make a figure comparable; `gpu` is its name."""
     import triton  # not on every platform where these programs print their plans
 
     return Run(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         commit=os.environ.get("PRELU_GPU_COMMIT")
         or ask("git", "describe", "--always", "--dirty", "--exclude=*"),
-        gpu=device.name,
+        gpu=gpu,
         driver=ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         torch=torch.__version__,
         triton=triton.__version__,
@@ -119,15 +145,3 @@ def ask(*command: str) -> str:
 def slug(name: str) -> str:
     """A GPU's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def progress_bars(console: Console) -> Progress:
-    """The display of a run, drawn only between timings: a thread would disturb them."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        auto_refresh=False,
-    )

@@ -3,13 +3,15 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import torch
+
+from benchmarks.program import first_line
 
 ROUNDS = 15
 BATCH_US = 2500.0
@@ -141,8 +143,13 @@ class Measurement:
     @property
     def spread_us(self) -> float:
         """Interquartile range of the device times, or where there are none of the whole times."""
-        lower, _, upper = statistics.quantiles(self.device_samples or self.call_samples, n=4)
-        return upper - lower
+        return spread(self.device_samples or self.call_samples)
+
+
+def spread(samples: Sequence[float]) -> float:
+    """The interquartile range."""
+    lower, _, upper = statistics.quantiles(samples, n=4)
+    return upper - lower
 
 
 class Rotation:
@@ -249,7 +256,7 @@ def _prepare(
     try:
         graph = device.capture(partial(Rotation(call, sets).run, sets))
     except RuntimeError as error:
-        measurement.notice = f"no CUDA graph, timed with events: {str(error).splitlines()[0]}"
+        measurement.notice = f"no CUDA graph, timed with events: {first_line(error)}"
         return _Timed(batch, batch, measurement)
     replays = _fill(device.device_us(graph))
 

@@ -16,29 +16,36 @@ import functools
 import math
 import operator
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import Case, check
+from benchmarks.cases import H100_MULTIPROCESSORS, Case, check
+from benchmarks.program import (
+    Deadline,
+    TimeUpError,
+    find_obstacle,
+    first_line,
+    make_table,
+    open_console,
+    positive,
+    progress_bars,
+    refuse_wrong,
+)
 from benchmarks.providers import provide_prelu_gpu
-from benchmarks.results import ResultsFile, describe_run, progress_bars, slug
-from benchmarks.timing import Device, Gpu, Measurement, count_sets, measure
+from benchmarks.results import describe_run, open_results
+from benchmarks.timing import Device, Gpu, Measurement, count_sets, measure, spread
 from prelu_gpu.backend import WITHOUT_TRITON
 from prelu_gpu.plan import Rules, gpu_rules
 
 if WITHOUT_TRITON is None:
     from prelu_gpu import launch
 
-H100_MULTIPROCESSORS = 132
 PASSES = 2
 """Passes over all fields: the second finds what a field gains beside the others' new values."""
 
@@ -54,14 +61,6 @@ VIEWS = {
 """What rules tell apart: 64 to 128 MiB of x, contiguous."""
 
 
-class TimeUpError(Exception):
-    """The time is up."""
-
-
-class WrongError(Exception):
-    """The row as it is does not compute what it should."""
-
-
 class Row(NamedTuple):
     """Which row of the rule table."""
 
@@ -72,6 +71,11 @@ class Row(NamedTuple):
     def op(self) -> str:
         """The operation that the row is for."""
         return "backward" if self.backward else "forward"
+
+    @property
+    def title(self) -> str:
+        """What tells it from the others."""
+        return f"{self.itemsize} bytes, {self.op}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -208,28 +212,6 @@ def in_turn(
                     yield row, *step
 
 
-class Budget:
-    """A time that must not be overrun."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last = clock()
-        self._end = self._last + seconds
-        self._longest = 0.0
-
-    def check(self) -> None:
-        """Called before each piece of work.
-
-        Raises:
-            TimeUpError: another piece as long as the longest yet would not fit.
-        """
-        now = self._clock()
-        self._longest = max(self._longest, now - self._last)
-        self._last = now
-        if now + self._longest > self._end:
-            raise TimeUpError
-
-
 @contextlib.contextmanager
 def using(row: Row) -> Iterator[Callable[[Rules], None]]:
     """Gives a function that makes the library plan one row's launches by other rules."""
@@ -280,7 +262,7 @@ class Bench:
         row: Row,
         present: Rules,
         swept: Sequence[Field],
-        budget: Budget,
+        deadline: Deadline,
         record: Callable[[Timing], None],
         views: Mapping[str, Case] = VIEWS,
     ) -> None:
@@ -288,7 +270,7 @@ class Bench:
         self._row = row
         self._present = present
         self._swept = swept
-        self._budget = budget
+        self._deadline = deadline
         self._record = record
         self._cases = {
             name: dataclasses.replace(case, dtype=row.dtype) for name, case in views.items()
@@ -300,16 +282,16 @@ class Bench:
 
         Raises:
             TimeUpError: before anything that is not known would take too long.
-            WrongError: the row as it is fails its check.
+            ProgramError: the row as it is fails its check.
         """
         gains: dict[Rules, dict[str, Gain]] = {variant: {} for variant in variants}
         for name, case in self._cases.items():
             plans = {variant: repr(case.plan(self._row.op, variant)) for variant in gains}
             new = {plan: v for v, plan in plans.items() if (name, plan) not in self._known}
             if new:
-                self._budget.check()
-                for plan, gain in zip(new, self._time(name, list(new.values())), strict=True):
-                    self._known[name, plan] = gain
+                with self._deadline.piece():
+                    timed = self._time(name, list(new.values()))
+                self._known |= {(name, plan): gain for plan, gain in zip(new, timed, strict=True)}
             for variant, plan in plans.items():
                 gain = self._known[name, plan]
                 if gain is None:
@@ -324,7 +306,7 @@ class Bench:
         with using(self._row) as use:
             mistakes = {variant: self._check(case, use, variant) for variant in variants}
             if mistakes.get(self._present):
-                raise WrongError(f"{name}, {self._row.op}: {mistakes[self._present]}")
+                refuse_wrong([f"{name}, {self._row.op}: {mistakes[self._present]}"])
             right = [v for v in variants if not mistakes[v] and v != self._present]
             measured = self._measure(case, use, [self._present, *right]) if right else {}
 
@@ -362,7 +344,7 @@ class Bench:
         try:
             return "; ".join(check(case, self._device.device))
         except Exception as error:  # whatever a compiler raises
-            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            return first_line(error)
 
     def _timing(
         self,
@@ -397,57 +379,39 @@ def gain_over(present: Measurement, variant: Measurement) -> Gain:
         before / after
         for before, after in zip(present.device_samples, variant.device_samples, strict=True)
     ]
-    lower, _, upper = statistics.quantiles(ratios, n=4)
-    return Gain(statistics.median(ratios), upper - lower)
+    return Gain(statistics.median(ratios), spread(ratios))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program and returns its exit status."""
-    # The program that this is a command of.
-    from benchmarks.__main__ import fail, find_obstacle
-
+def main(arguments: Sequence[str]) -> None:
+    """Runs the program."""
     options = parse(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = open_console()
     obstacle = find_obstacle()
     if obstacle:
-        console.print(f"Nothing is swept: {obstacle}", soft_wrap=True)
-        console.print(space_table(H100_MULTIPROCESSORS))
-        return 0
-
+        console.print(f"Nothing is timed: {obstacle}", soft_wrap=True)
+        console.print(space_table())
+        return
     gpu = Gpu()
-    run = describe_run(gpu)
-    file = None
-    if options.results:
-        try:
-            file = ResultsFile(options.results, f"{slug(run.gpu)}-tune", run, Timing)
-        except OSError as error:
-            return fail(
-                f"--results {options.results}: {error.strerror}; give a folder that can be written."
-            )
-        except ValueError as error:
-            return fail(str(error))
-    console.print(f"{run.gpu}, torch {run.torch}, triton {run.triton}, prelu_gpu at {run.commit}")
-    torch.manual_seed(0)
+    run = describe_run(gpu.name)
+    console.print(str(run), soft_wrap=True)
+    file = open_results(options.results, "-tune", run, Timing)
     record = file.write if file else lambda timing: None
-    try:
-        with gpu.stream():
-            multiprocessors = torch.cuda.get_device_properties(gpu.device).multi_processor_count
-            sweep(gpu, multiprocessors, options.minutes * 60, record, console)
-    except WrongError as error:
-        return fail(f"wrong results, so nothing is swept. {error}")
+    multiprocessors = torch.cuda.get_device_properties(gpu.device).multi_processor_count
+    torch.manual_seed(0)
+    with gpu.stream():
+        sweep(gpu, multiprocessors, Deadline(options.minutes), record, console)
     if file:
         console.print(f"Results: {file.path}", soft_wrap=True)
-    return 0
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks tune",
         description="Sweep the rule table on the GPU at hand and print a proposed one.",
     )
     parser.add_argument(
-        "--minutes", type=positive, default=7.0, help="most time to take (default: 7)"
+        "--minutes", type=positive, metavar="M", default=7.0, help="most time to take (default: 7)"
     )
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="write DIR/<gpu>-tune.csv, row by row"
@@ -455,21 +419,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def positive(text: str) -> float:
-    """A number of minutes."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; give minutes, more than 0")
-    return number
-
-
 def sweep(
     device: Device,
     multiprocessors: int,
-    seconds: float,
+    deadline: Deadline,
     record: Callable[[Timing], None],
     console: Console,
     views: Mapping[str, Case] = VIEWS,
@@ -477,13 +430,12 @@ def sweep(
     """Sweeps all rows and prints the proposed table.
 
     Raises:
-        WrongError: a row as it is fails its check.
+        ProgramError: a row as it is fails its check.
     """
-    budget = Budget(seconds)
     presents = {row: launch.rules(device.device, *row) for row in ROWS}
     swept = {row: fields(multiprocessors, row.backward) for row in ROWS}
     benches = {
-        row: Bench(device, row, presents[row], swept[row], budget, record, views) for row in ROWS
+        row: Bench(device, row, presents[row], swept[row], deadline, record, views) for row in ROWS
     }
     searches = {row: descend(presents[row], swept[row], benches[row].evaluate) for row in ROWS}
     found: dict[Row, tuple[Rules, Gains]] = {}
@@ -492,7 +444,7 @@ def sweep(
         task = progress.add_task("sweeping", total=total)
         for steps, (row, variant, gains) in enumerate(in_turn(searches), start=1):
             found[row] = variant, gains
-            description = f"{row.itemsize} bytes, {row.op}: {overall(gains):.3f}x"
+            description = f"{row.title}: {overall(gains):.3f}x"
             progress.update(task, completed=steps, description=description, refresh=True)
     if steps < total:
         console.print(f"The time is up: {steps} of {total} steps are done.")
@@ -506,19 +458,18 @@ def proposed_table(
     swept: Mapping[Row, Sequence[Field]],
 ) -> Table:
     """Each row as it is, and the best one found."""
-    table = Table(
-        title="Rule table: sizes in bytes, programs by multiprocessor", box=box.SIMPLE_HEAD
-    )
     paths = list(dict.fromkeys(field.path for row in swept for field in swept[row]))
-    for column in ("row", "", *(path.replace(".", "\n") for path in paths)):
-        table.add_column(column)
+    table = make_table(
+        ["row", "", *(path.replace(".", "\n") for path in paths)],
+        title="Rule table: sizes in bytes, programs by multiprocessor",
+    )
     for row, (best, _) in found.items():
         by_path = {field.path: field for field in swept[row]}
         for title, variant in (("as it is", presents[row]), ("proposed", best)):
             cells = [by_path[path].written(variant) if path in by_path else "" for path in paths]
             if title == "proposed" and best == presents[row]:
                 title, cells = "keep", []
-            table.add_row(f"{row.itemsize} bytes, {row.op}", title, *cells)
+            table.add_row(row.title, title, *cells)
         table.add_section()
     return table
 
@@ -529,44 +480,39 @@ def gains_table(
     views: Sequence[str],
 ) -> Table:
     """What each proposed row gains on each view."""
-    table = Table(
-        title="Gain of the proposed row, and its interquartile range", box=box.SIMPLE_HEAD
-    )
-    for column in ("row", "", *views):
-        table.add_column(column)
+    title = "Gain of the proposed row, and its interquartile range"
+    table = make_table(["row", "", *views], title=title)
     for row, (best, gains) in found.items():
-        title = f"{row.itemsize} bytes, {row.op}"
         if best == presents[row]:
-            table.add_row(title, "keep: no gain beyond the spread")
+            table.add_row(row.title, "keep: no gain beyond the spread")
             continue
         cells = ("=" if g == SAME else f"{g.factor:.3f} ({g.spread:.3f})" for g in gains.values())
-        table.add_row(title, f"{overall(gains):.3f}x", *cells)
+        table.add_row(row.title, f"{overall(gains):.3f}x", *cells)
     return table
 
 
-def space_table(multiprocessors: int) -> Table:
-    """What would be swept on a GPU of so many multiprocessors."""
-    table = Table(
-        title=f"What would be swept, on an H100 ({multiprocessors} multiprocessors); sizes in "
+def space_table() -> Table:
+    """What would be swept on an H100."""
+    table = make_table(
+        ["row", "field", "as it is", "values"],
+        ["variants"],
+        title=f"What would be swept, on an H100 ({H100_MULTIPROCESSORS} multiprocessors); sizes in "
         "bytes, programs by multiprocessor",
         caption="variants: rows tried in the first pass",
-        box=box.SIMPLE_HEAD,
     )
-    for column in ("row", "field", "as it is", "values"):
-        table.add_column(column)
-    table.add_column("variants", justify="right")
     for row in ROWS:
-        present = gpu_rules(multiprocessors, *row)
-        counts = []
-        for field in fields(multiprocessors, row.backward):
-            counts.append(len(field.alternatives(present)))
+        present = gpu_rules(H100_MULTIPROCESSORS, *row)
+        total = 0
+        for field in fields(H100_MULTIPROCESSORS, row.backward):
+            count = len(field.alternatives(present))
+            total += count
             table.add_row(
-                f"{row.itemsize} bytes, {row.op}",
+                row.title,
                 field.path,
                 field.written(present),
                 ", ".join(f"{value:g}" for value in field.values),
-                str(counts[-1]),
+                str(count),
             )
-        table.add_row("", "", "", "", str(sum(counts)))
+        table.add_row("", "", "", "", str(total))
         table.add_section()
     return table

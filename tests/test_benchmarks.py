@@ -5,6 +5,7 @@ import gc
 import io
 import itertools
 import math
+import re
 import subprocess
 import sys
 import types
@@ -15,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-import benchmarks.__main__ as program
 import prelu_gpu
-from benchmarks import cases, providers, results, timing
+from benchmarks import cases, outlook, program, providers, results, speed, timing
+from benchmarks.__main__ import main
 from benchmarks.cases import CASES, CORE, PASSES, Case, check
+from benchmarks.program import Deadline, ProgramError, TimeUpError
 from benchmarks.providers import PROVIDERS, provide_copy
-from prelu_gpu import launch
+from prelu_gpu import launch, plan
 from prelu_gpu.backend import Backend
 
 COLUMNS = (
@@ -40,9 +42,10 @@ SMALL_LAYOUTS = [
     Case("one row", (61,), torch.float32, slope="shared"),
 ]
 RUN = results.Run("2026-01-01", "abc", "Some GPU (80 GB)", "1.2", "2.11", "3.6")
+NO_TIMES = ("0", "-1", "soon", "nan", "inf")
 TORCH = ("prelu_gpu", "eager", "copy")
 """Providers that need no compiler."""
-SETTINGS = program.Settings(providers=TORCH, rounds=3)
+SETTINGS = speed.Settings(providers=TORCH, rounds=3)
 
 
 class FakeDevice:
@@ -92,9 +95,7 @@ def quick_kernels(monkeypatch):
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    host = types.ModuleType("benchmarks.host")
-    host.host_table = lambda: "the cost of a call"
-    monkeypatch.setitem(sys.modules, host.__name__, host)
+    monkeypatch.setattr(outlook, "host_table", lambda: "the cost of a call")
 
 
 def quiet():
@@ -106,9 +107,10 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def run(cases, folder=None, device=None, console=None, **settings):
+def run(cases, folder=None, device=None, console=None, deadline=None, **settings):
     settings = dataclasses.replace(SETTINGS, folder=folder, **settings)
-    return program.benchmark(device or FakeDevice(), cases, settings, console or quiet())
+    deadline = deadline or Deadline(math.inf)
+    speed.benchmark(device or FakeDevice(), cases, settings, deadline, console or quiet())
 
 
 def rows_of(cases, ops=tuple(PASSES), providers=TORCH):
@@ -116,8 +118,8 @@ def rows_of(cases, ops=tuple(PASSES), providers=TORCH):
 
 
 def test_without_a_gpu_it_says_so_and_prints_what_needs_none(no_gpu, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(program, "machine_code", lambda: "registers")
-    assert program.main(["--results", str(tmp_path)]) == 0
+    monkeypatch.setattr(outlook, "machine_code", lambda: "registers")
+    assert main(["--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert output.startswith("Nothing is timed: there is no GPU here")
     lines = output.splitlines()
@@ -127,7 +129,13 @@ def test_without_a_gpu_it_says_so_and_prints_what_needs_none(no_gpu, tmp_path, c
     (monai,) = (line for line in lines if " monai-unet " in line)
     assert "float32" in monai
     assert [f"{passes * 226.492416:.1f}" in monai for passes in PASSES.values()] == [True] * 4
-    for text in ("132 multiprocessors", "odd plane", "registers", "the cost of a call"):
+    for text in (
+        "132 multiprocessors",
+        "odd plane",
+        f"less than {plan.SMALL:,} elements",
+        "registers",
+        "the cost of a call",
+    ):
         assert text in output
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +150,7 @@ def test_machine_code_is_asked_of_a_process_that_can_compile(monkeypatch):
     machine_code = pytest.importorskip("benchmarks.machine_code", reason="needs Triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(subprocess, "run", run)
-    assert program.machine_code() == "registers"
+    assert outlook.machine_code() == "registers"
     ((command, env),) = asked
     assert "TRITON_INTERPRET" not in env
     assert command[:3] == [sys.executable, "-m", "benchmarks.machine_code"]
@@ -155,35 +163,45 @@ def test_machine_code_that_cannot_be_made_says_why(monkeypatch):
         return subprocess.CompletedProcess(command, 1, "", stderr="Traceback\nno compiler\n\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert program.machine_code() == "not made: no compiler"
+    assert outlook.machine_code() == "not made: no compiler"
 
 
-@pytest.mark.parametrize("name", ["report", "tune"])
-def test_subcommands_get_their_arguments(name, monkeypatch):
-    module, given = types.ModuleType(f"benchmarks.{name}"), []
-    module.main = lambda arguments: given.append(arguments) or 3
+@pytest.mark.parametrize("command", ["speed", "training", "tune", "report"])
+def test_commands_get_their_arguments_and_their_errors_are_status_1(command, monkeypatch, capsys):
+    module, given = types.ModuleType(f"benchmarks.{command}"), []
+    module.main = given.append
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert program.main([name, "--out", "x"]) == 3
+    arguments = [*([command] if command != "speed" else []), "--out", "x"]
+    assert main(arguments) == 0
     assert given == [["--out", "x"]]
+
+    def fail(arguments):
+        raise ProgramError("no such thing")
+
+    module.main = fail
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == "benchmarks: no such thing\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--case", "iresnett"], ["--case iresnett", "core", "iresnet-7x7"]),
-        (["--minutes", "0"], ["--minutes 0", "above 0"]),
+        *((["--minutes", text], ["--minutes", repr(text), "above 0"]) for text in NO_TIMES),
+        (["tune", "--minutes", "0"], ["--minutes", "'0'", "above 0"]),
+        (["training", "--minutes", "0"], ["--minutes", "'0'", "above 0"]),
         (["--core", "--case", "curve"], ["--core", "drop one"]),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, words, capsys):
     with pytest.raises(SystemExit, match="2"):
-        program.main(arguments)
+        main(arguments)
     error = capsys.readouterr().err.splitlines()[-1]
     assert all(word in error for word in words)
 
 
 def selected(*arguments):
-    return program.parse(arguments).cases
+    return speed.parse(arguments).cases
 
 
 def test_cases_are_selected_by_name_group_and_dtype():
@@ -247,7 +265,7 @@ def test_inputs_lie_in_memory_as_the_layout_says():
 
 
 def test_a_gpu_that_is_required_is_one_line_and_status_1(no_gpu, capsys):
-    assert program.main(["--require-gpu"]) == 1
+    assert main(["--require-gpu"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -257,7 +275,7 @@ def test_a_gpu_that_is_required_is_one_line_and_status_1(no_gpu, capsys):
 def test_interpreted_kernels_are_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(program, "backend", lambda device: Backend.INTERPRETER)
-    assert program.main(["--require-gpu"]) == 1
+    assert main(["--require-gpu"]) == 1
     assert "the kernels do not run on the GPU" in capsys.readouterr().err
 
 
@@ -379,7 +397,7 @@ def test_a_jax_that_is_not_there_is_said_and_not_timed(quick_kernels, tmp_path, 
     monkeypatch.setitem(sys.modules, "jax", None)
     console = quiet()
     everyone = (*TORCH, "jax")
-    assert run(SMALL[2:], tmp_path, ops=("forward",), providers=everyone, console=console) == 0
+    run(SMALL[2:], tmp_path, ops=("forward",), providers=everyone, console=console)
     assert "JAX is not timed: " in console.file.getvalue()
     assert {row["provider"] for row in read(tmp_path / "fake-gpu.csv")} == set(TORCH)
 
@@ -391,7 +409,7 @@ def measurement(device_us, call_us):
 def test_rows_are_consistent():
     eager = timing.Measurement(64, device_samples=[99, 100, 101], call_samples=[120, 130, 125])
     measured = {"eager": eager, "copy": measurement(80, 90)}
-    row = program.make_row(SMALL[2], "backward", "eager", measured)
+    row = speed.make_row(SMALL[2], "backward", "eager", measured)
     assert (row.device_us, row.call_us, row.bytes, row.extra_bytes) == (100, 125, 3 * 1920, 64)
     assert (row.gbps, row.pct_copy) == (round(5760 / 100 / 1e3, 1), 80.0)
     assert (row.slope, row.shape, row.dtype) == ("shared", "2x6x40", "float32")
@@ -407,31 +425,31 @@ def test_who_is_timed_by_whole_calls_alone_has_no_device_figures():
         rounds=2,
         waits={"jax": waited.append},
     )
-    row = program.make_row(SMALL[0], "step", "jax", measured)
+    row = speed.make_row(SMALL[0], "step", "jax", measured)
     assert (row.device_us, row.gbps, row.pct_copy, row.extra_bytes) == (None,) * 4
     assert row.call_us == 20000.0
     # To size the batch, and then in every round, for the last result.
     assert waited == [2, 0, 1]
-    assert program.make_row(SMALL[0], "step", "copy", measured).device_us == 10000.0
+    assert speed.make_row(SMALL[0], "step", "copy", measured).device_us == 10000.0
 
 
 def test_a_speedup_is_by_the_time_that_counts():
     large = Case("large", (2**22,), torch.float32, slope="shared")
     small = dataclasses.replace(large, shape=(2**22 - 1,))
     eager, ours = measurement(30, 40), measurement(10, 20)
-    assert program.speedup(large, eager, ours) == 3
-    assert program.speedup(small, eager, ours) == 2
-    assert program.speedup(large, eager, timing.Measurement(None, call_samples=[10, 10])) == 4
-    assert program.speedup(large, None, ours) is None
+    assert speed.speedup(large, eager, ours) == 3
+    assert speed.speedup(small, eager, ours) == 2
+    assert speed.speedup(large, eager, timing.Measurement(None, call_samples=[10, 10])) == 4
+    assert speed.speedup(large, None, ours) is None
 
 
 def test_the_results_file_is_complete_after_every_row(tmp_path):
-    file = results.ResultsFile(tmp_path, results.slug(RUN.gpu) + "-core", RUN, program.Row)
+    file = results.ResultsFile(tmp_path, results.slug(RUN.gpu) + "-core", RUN, speed.Row)
     assert file.path == tmp_path / "some-gpu-80-gb-core.csv"
     assert file.path.read_text() == COLUMNS + "\n"
     measured = {"copy": measurement(1, 2)}
     for count, op in enumerate(PASSES, start=1):
-        file.write(program.make_row(SMALL[0], op, "copy", measured))
+        file.write(speed.make_row(SMALL[0], op, "copy", measured))
         rows = read(file.path)
         assert len(rows) == count
         assert rows[-1]["op"] == op
@@ -447,12 +465,12 @@ def test_the_results_file_is_complete_after_every_row(tmp_path):
     ],
 )
 def test_results_of_different_runs_are_not_mixed(other, words, tmp_path):
-    file = results.ResultsFile(tmp_path, "gpu", RUN, program.Row)
-    file.write(program.make_row(SMALL[0], "step", "copy", {"copy": measurement(1, 2)}))
+    file = results.ResultsFile(tmp_path, "gpu", RUN, speed.Row)
+    file.write(speed.make_row(SMALL[0], "step", "copy", {"copy": measurement(1, 2)}))
     later = dataclasses.replace(RUN, date="2026-01-02")
-    assert len(results.ResultsFile(tmp_path, "gpu", later, program.Row).rows) == 1
+    assert len(results.ResultsFile(tmp_path, "gpu", later, speed.Row).rows) == 1
     with pytest.raises(ValueError, match=words):
-        results.ResultsFile(tmp_path, "gpu", dataclasses.replace(later, **other), program.Row)
+        results.ResultsFile(tmp_path, "gpu", dataclasses.replace(later, **other), speed.Row)
     with pytest.raises(ValueError, match="other columns"):
         results.ResultsFile(tmp_path, "gpu", later, timing.Measurement)
     assert len(read(file.path)) == 1
@@ -462,14 +480,14 @@ def test_results_of_different_runs_are_not_mixed(other, words, tmp_path):
 def test_results_of_no_commit_are_not_continued(commit, tmp_path):
     # The code may have changed between two runs of that name.
     run = dataclasses.replace(RUN, commit=commit)
-    results.ResultsFile(tmp_path, "gpu", run, program.Row)
+    results.ResultsFile(tmp_path, "gpu", run, speed.Row)
     with pytest.raises(ValueError, match=commit):
-        results.ResultsFile(tmp_path, "gpu", run, program.Row)
+        results.ResultsFile(tmp_path, "gpu", run, speed.Row)
 
 
 def test_a_run_from_gate_to_table(commit, tmp_path):
     console = quiet()
-    assert run(SMALL, tmp_path / "new", console=console) == 0
+    run(SMALL, tmp_path / "new", console=console)
     rows = read(tmp_path / "new" / "fake-gpu.csv")
     assert [(row["case"], row["op"], row["provider"]) for row in rows] == rows_of(SMALL)
     assert {row["commit"] for row in rows} == {"abc123"}
@@ -481,53 +499,76 @@ def test_a_run_from_gate_to_table(commit, tmp_path):
 
 def test_a_run_goes_on_where_the_last_one_stopped(quick_kernels, commit, tmp_path):
     cases = SMALL[1:]
-    assert run(cases[:1], tmp_path, ops=("forward",), providers=("eager",)) == 0
-    assert run(cases[:1], tmp_path, ops=("forward", "step")) == 0
+    run(cases[:1], tmp_path, ops=("forward",), providers=("eager",))
+    run(cases[:1], tmp_path, ops=("forward", "step"))
     device = FakeDevice()
-    assert run(cases, tmp_path, device=device) == 0
+    run(cases, tmp_path, device=device)
     rows = [(row["case"], row["op"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
     assert sorted(rows) == sorted(rows_of(cases))
     again = FakeDevice()
-    assert run(cases, tmp_path, device=again) == 0
+    run(cases, tmp_path, device=again)
     assert (device.timed > 0, again.timed) == (True, 0)
 
 
-def test_another_commits_results_are_an_error(quick_kernels, commit, tmp_path, monkeypatch, capsys):
-    assert run(SMALL[2:], tmp_path, ops=("step",)) == 0
+def test_another_commits_results_are_an_error(quick_kernels, commit, tmp_path, monkeypatch):
+    run(SMALL[2:], tmp_path, ops=("step",))
     monkeypatch.setenv("PRELU_GPU_COMMIT", "def456")
     device = FakeDevice()
-    assert run(SMALL[2:], tmp_path, device=device) == 1
-    error = capsys.readouterr().err
-    assert "abc123" in error
-    assert "def456" in error
-    assert error.count("\n") == 1
+    with pytest.raises(ProgramError, match=r"--results .* abc123, and this is def456; ") as error:
+        run(SMALL[2:], tmp_path, device=device)
+    assert "\n" not in str(error.value)
     assert device.timed == 0
 
 
-class FakeTime:
-    """A clock that goes on by `step` seconds whenever it is asked."""
+class Clock:
+    """Says so many seconds more each time it is asked; a test may put it on."""
 
-    def __init__(self, step):
-        self._times = itertools.count(0, step)
+    def __init__(self, step=0):
+        self.now = -step
+        self._step = step
 
-    def monotonic(self):
-        return next(self._times)
+    def __call__(self):
+        self.now += self._step
+        return self.now
 
 
 @pytest.mark.parametrize(("minutes", "finished"), [(2.25, 2), (0.25, 0), (math.inf, 4)])
 def test_a_run_stops_before_its_minutes_are_over(
-    quick_kernels, minutes, finished, commit, tmp_path, monkeypatch
+    quick_kernels, minutes, finished, commit, tmp_path
 ):
     # Each operation begins and ends by one look at the clock; two end at 100 seconds, and a third
     # would begin at 125 and end at 150, where the minutes are over at 135.
-    monkeypatch.setattr(program, "time", FakeTime(25))
-    console = quiet()
-    assert run(SMALL[2:], tmp_path, minutes=minutes, console=console) == 0
+    console, deadline = quiet(), Deadline(minutes, Clock(25))
+    run(SMALL[2:], tmp_path, deadline=deadline, console=console)
     rows = read(tmp_path / "fake-gpu.csv")
     assert list(dict.fromkeys(row["op"] for row in rows)) == list(PASSES)[:finished]
     assert len(rows) == finished * len(TORCH)
     stopped = f"{4 - finished} of 4 operations are not timed" in console.file.getvalue()
     assert stopped == (finished < 4)
+
+
+def test_no_piece_of_work_begins_that_would_not_end_in_time():
+    clock = Clock()
+    deadline = Deadline(10 / 60, clock)
+    clock.now = 2  # what came before the pieces does not count
+    for seconds in (1, 3, 1):
+        with deadline.piece():
+            clock.now += seconds
+    with deadline.piece():  # at 7; the longest took 3
+        clock.now += 0.5
+    with pytest.raises(TimeUpError), deadline.piece():  # at 7.5
+        pytest.fail("the piece has begun")
+
+
+def test_a_deadline_is_over_when_the_seconds_needed_are_not_left():
+    clock = Clock()
+    deadline = Deadline(2, clock)
+    clock.now = 20
+    deadline.check()
+    deadline.check(100)
+    with pytest.raises(TimeUpError):
+        deadline.check(101)
+    Deadline(math.inf, clock).check(1e9)
 
 
 def test_a_run_cut_off_keeps_what_it_finished(quick_kernels, tmp_path):
@@ -553,7 +594,7 @@ def test_a_compiler_that_fails_is_said_and_not_timed(quick_kernels, tmp_path, mo
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     console = quiet()
     everyone = (*TORCH, "compile")
-    assert run(SMALL[2:], tmp_path, providers=everyone, console=console) == 0
+    run(SMALL[2:], tmp_path, providers=everyone, console=console)
     assert {row["provider"] for row in read(tmp_path / "fake-gpu.csv")} == set(TORCH)
     notices = [
         f"shared float32 {op}, compile is not timed: ValueError: no such luck" for op in PASSES
@@ -572,7 +613,7 @@ def test_inference_alone_runs_without_grad(quick_kernels, monkeypatch):
         return call
 
     monkeypatch.setitem(PROVIDERS, "eager", watched)
-    assert run(SMALL[2:], providers=("eager",)) == 0
+    run(SMALL[2:], providers=("eager",))
     assert seen == {op: {op != "inference"} for op in PASSES}
 
 
@@ -580,10 +621,10 @@ def test_jax_is_timed_by_whole_calls_where_it_knows_the_layout(
     quick_kernels, tmp_path, monkeypatch
 ):
     waited = []
-    monkeypatch.setattr(program, "jax_obstacle", lambda device: None)
+    monkeypatch.setattr(speed, "jax_obstacle", lambda device: None)
     monkeypatch.setitem(PROVIDERS, "jax", lambda case, op, sets: lambda number: op)
     monkeypatch.setitem(providers.WAITS, "jax", waited.append)
-    assert run(SMALL[1:], tmp_path, ops=("step",), providers=("copy", "jax")) == 0
+    run(SMALL[1:], tmp_path, ops=("step",), providers=("copy", "jax"))
     rows = [(row["case"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
     assert rows == [("last", "copy"), ("shared", "copy"), ("shared", "jax")]
     jax = read(tmp_path / "fake-gpu.csv")[-1]
@@ -600,11 +641,11 @@ def test_our_own_failure_is_no_notice(monkeypatch):
         run(SMALL[2:])
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     device = FakeDevice()
-    assert run(SMALL, tmp_path / "file", device=device) == 1
-    assert "--results" in capsys.readouterr().err
+    with pytest.raises(ProgramError, match=r"--results .*; give a folder that can be written"):
+        run(SMALL, tmp_path / "file", device=device)
     assert device.timed == 0
 
 
@@ -654,13 +695,13 @@ def test_the_gate_is_green_in_parts(device, monkeypatch):
         (wrong_without_grad, "forward without grad: "),
     ],
 )
-def test_a_red_gate_takes_no_time(prelu, words, monkeypatch, tmp_path, capsys, device):
+def test_a_red_gate_takes_no_time(prelu, words, monkeypatch, tmp_path, device):
     monkeypatch.setattr(prelu_gpu, "prelu", prelu)
     fake, console = FakeDevice(device), quiet()
-    assert run(SMALL[2:], tmp_path, device=fake, console=console) == 1
+    with pytest.raises(ProgramError, match=re.escape(f"shared (float32): {words}")):
+        run(SMALL[2:], tmp_path, device=fake, console=console)
     assert fake.timed == 0
     assert "GB/s" not in console.file.getvalue()
-    assert f"shared (float32): {words}" in capsys.readouterr().err
     assert read(tmp_path / "fake-gpu.csv") == []
 
 
@@ -736,21 +777,21 @@ def test_what_cannot_be_captured_is_timed_with_events_and_said(quick_kernels, co
             raise RuntimeError("not permitted\nwhile capturing")
 
     console = quiet()
-    assert run(SMALL[2:], tmp_path, device=Uncapturable(), console=console) == 0
+    run(SMALL[2:], tmp_path, device=Uncapturable(), console=console)
     rows = read(tmp_path / "fake-gpu.csv")
     assert len(rows) == len(rows_of(SMALL[2:]))
     assert {row["device_us"] for row in rows} == {"10000.0"}
-    words = "shared float32 forward, eager: no CUDA graph, timed with events: not permitted\n"
-    assert words in console.file.getvalue()
+    words = "no CUDA graph, timed with events: RuntimeError: not permitted\n"
+    assert f"shared float32 forward, eager: {words}" in console.file.getvalue()
 
 
 @pytest.mark.parametrize(("elements", "captured"), [(2**18, 0), (2**18 - 1, 3)])
 def test_graphs_are_for_less_than_a_mebibyte(quick_kernels, elements, captured, monkeypatch):
-    monkeypatch.setattr(program, "check", lambda case, device: [])
+    monkeypatch.setattr(speed, "check", lambda case, device: [])
     device = FakeDevice()
     monkeypatch.setattr(device, "l2_bytes", 1)
     case = Case("size", (elements,), torch.float32, slope="shared")
-    assert run([case], device=device, ops=("forward",)) == 0
+    run([case], device=device, ops=("forward",))
     assert device.captured == captured
 
 
@@ -820,7 +861,7 @@ def test_one_case_on_a_gpu(real_allocations, tmp_path):
     case = dataclasses.replace(CORE[3], name="real")
     gpu = timing.Gpu()
     everyone = ("prelu_gpu", "eager", "compile", "copy")
-    assert run([case], tmp_path, device=gpu, providers=everyone) == 0
+    run([case], tmp_path, device=gpu, providers=everyone)
     (path,) = tmp_path.iterdir()
     rows = {(row["op"], row["provider"]): row for row in read(path)}
     assert set(rows) == set(itertools.product(PASSES, everyone))
@@ -858,7 +899,7 @@ def test_jax_is_timed_by_whole_calls_on_a_gpu(real_allocations, tmp_path):
     if obstacle := providers.jax_obstacle(gpu.device):
         pytest.skip(obstacle)
     case = Case("small", (4, 16, 64, 64), torch.bfloat16)
-    assert run([case], tmp_path, device=gpu, providers=("jax", "copy")) == 0
+    run([case], tmp_path, device=gpu, providers=("jax", "copy"))
     (path,) = tmp_path.iterdir()
     rows = [row for row in read(path) if row["provider"] == "jax"]
     assert len(rows) == len(PASSES)

@@ -11,9 +11,11 @@ from rich.console import Console
 
 import prelu_gpu
 from benchmarks import tune
+from benchmarks.__main__ import main
 from benchmarks.cases import Case
+from benchmarks.program import Deadline, ProgramError, TimeUpError
 from benchmarks.timing import Gpu
-from benchmarks.tune import SAME, Budget, Field, Gain, Row, TimeUpError, descend
+from benchmarks.tune import SAME, Field, Gain, Row, descend
 from prelu_gpu import launch
 from prelu_gpu.plan import Kind, gpu_rules
 
@@ -109,26 +111,6 @@ def test_only_views_on_which_rows_differ_compare_them():
     assert not tune.beats({"a": SAME, "b": Gain(1.1, 0.0)}, {"a": SAME, "b": Gain(1.0, 0.11)})
     # A loss on one view outweighs a smaller gain on another.
     assert not tune.beats({"a": Gain(0.8, 0.0), "b": Gain(1.2, 0.0)}, {"a": SAME, "b": SAME})
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_no_piece_of_work_begins_that_would_not_end_in_time():
-    clock = Clock()
-    budget = Budget(10, clock)
-    for seconds in (2, 3, 1):
-        budget.check()
-        clock.now += seconds
-    budget.check()  # at 6; the longest took 3
-    clock.now += 1.5
-    with pytest.raises(TimeUpError):
-        budget.check()  # at 7.5
 
 
 @pytest.mark.parametrize("end", [TimeUpError, KeyboardInterrupt])
@@ -278,13 +260,13 @@ def few_rounds(monkeypatch):
 def bench(few_rounds):
     """A bench for a row, with its lines."""
 
-    def make(row, time_us=lambda rules: 10000.0, views=SMALL, budget=None):
+    def make(row, time_us=lambda rules: 10000.0, views=SMALL, deadline=None):
         made = tune.Bench(
             FakeDevice(row, time_us),
             row,
             PRESENT[row],
             tune.fields(132, row.backward),
-            budget or Budget(math.inf),
+            deadline or Deadline(math.inf),
             lambda timing: made.lines.append(timing),
             views,
         )
@@ -369,14 +351,12 @@ def test_a_present_row_that_is_wrong_ends_the_sweep(bench, monkeypatch):
         return 1.01 * torch.nn.functional.prelu(x, weight)
 
     monkeypatch.setattr(prelu_gpu, "prelu", wrong)
-    with pytest.raises(tune.WrongError, match="flat, forward: forward: 1200 of 1200"):
+    with pytest.raises(ProgramError, match=r"wrong results.*\nflat, forward: forward: 1200 of"):
         bench(ROW).evaluate([PRESENT[ROW]])
 
 
 def test_a_bench_asks_for_time_before_each_view(bench):
-    clock = Clock()
-    made = bench(ROW, budget=Budget(0, clock))
-    clock.now += 1
+    made = bench(ROW, deadline=Deadline(-1))
     with pytest.raises(TimeUpError):
         made.evaluate([PRESENT[ROW]])
     assert made._device.timed == []
@@ -401,7 +381,7 @@ def test_a_sweep_proposes_what_is_faster_and_says_keep_elsewhere(few_rounds, mon
     console, lines = quiet(), []
     device = FakeDevice(ROW, time_us)
     flat = {"flat": SMALL["flat"]}
-    tune.sweep(device, 132, math.inf, lines.append, console, flat)
+    tune.sweep(device, 132, Deadline(math.inf), lines.append, console, flat)
     output = console.file.getvalue()
     table, gains = output.split("Gain of the proposed row")
     assert "The time is up" not in output
@@ -418,15 +398,15 @@ def test_a_sweep_proposes_what_is_faster_and_says_keep_elsewhere(few_rounds, mon
 def test_a_sweep_that_has_no_time_prints_so(monkeypatch):
     console = quiet()
     monkeypatch.setattr(launch, "rules", lambda device, *row: PRESENT[row])
-    tune.sweep(FakeDevice(ROW, lambda rules: 1.0), 132, -1, print, console, SMALL)
+    tune.sweep(FakeDevice(ROW, lambda rules: 1.0), 132, Deadline(-1), print, console, SMALL)
     assert "The time is up: 0 of" in console.file.getvalue()
 
 
 def test_without_a_gpu_the_space_is_printed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert tune.main(["--results", str(tmp_path)]) == 0
+    assert main(["tune", "--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert output.startswith("Nothing is swept: there is no GPU here")
+    assert output.startswith("Nothing is timed: there is no GPU here")
     for row in tune.ROWS:
         fields = tune.fields(132, row.backward)
         for field in fields:
@@ -435,13 +415,6 @@ def test_without_a_gpu_the_space_is_printed(monkeypatch, tmp_path, capsys):
         assert f" {total} " in output
     assert "2048, 4096, 8192" in output
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("minutes", ["0", "-1", "soon", "nan", "inf"])
-def test_minutes_are_a_time(minutes, capsys):
-    with pytest.raises(SystemExit):
-        tune.parse(["--minutes", minutes])
-    assert "minutes, more than 0" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -453,10 +426,10 @@ def test_a_short_sweep_on_a_gpu(monkeypatch):
     gpu = Gpu()
     views = {name: tune.VIEWS[name] for name in ("flat", "planes")}
     with gpu.stream():
-        tune.sweep(gpu, 132, 60, lines.append, console, views)
+        tune.sweep(gpu, 132, Deadline(1), lines.append, console, views)
     output = console.file.getvalue()
     for row in tune.ROWS:
-        assert output.count(f"{row.itemsize} bytes, {row.op}") >= 2
+        assert output.count(row.title) >= 2
     assert {line.view for line in lines} == set(views)
     for line in lines:
         assert line.mistake == ""
