@@ -33,7 +33,7 @@ def plan_table(cases: Sequence[Case]) -> Table:
         [f"{op} MB" for op in PASSES],
         title=f"Bytes to move, and plans for an H100 ({H100_MULTIPROCESSORS} multiprocessors)",
         caption=f"Inputs of less than {SMALL:,} elements are served by PyTorch's operator where it "
-        "means the same: the plan is that of the kernels elsewhere.",
+        "means the same; their plans are for where it does not.",
     )
     for op in ("forward", "backward"):
         table.add_column(f"{op} tile")

@@ -1,6 +1,9 @@
 """Draws the plots of a GPU's figures: speed against size, and the speed-up of every case."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,32 +18,45 @@ CURVES_TITLE = "Speed of forward and backward against size, as a percentage of a
 SPEEDUP_TITLE = "Forward and backward together, against torch.nn.PReLU in eager mode"
 
 
-def pictures(results: Results) -> dict[str, Path]:
-    """The plots that a GPU's figures make, by what they show."""
-    paths = {}
-    for what, name, data in (
-        (CURVES_TITLE, "curves", curves(results)),
-        (SPEEDUP_TITLE, "speedup", case_speedups(results)),
-    ):
-        if data:
-            paths[what] = results.stem.with_name(f"{results.stem.name}-{name}.png")
-    return paths
+Panels = dict[tuple[str, str], dict[str, list[tuple[int, float]]]]
+"""By panel (slope and dtype, operation) and provider: bytes of x and percentage of the copy."""
+
+
+class Plot(NamedTuple):
+    """A plot that a GPU's figures make."""
+
+    title: str
+    path: Path
+    draw: Callable[[], Figure]
+
+
+def plots(results: Results) -> list[Plot]:
+    """The plots for which there are figures; their files lie beside the results."""
+    panels, speedups = curves(results), case_speedups(results)
+    found = []
+    if panels:
+        path = results.stem.with_name(f"{results.stem.name}-curves.png")
+        found.append(Plot(CURVES_TITLE, path, partial(draw_curves, panels)))
+    if speedups:
+        path = results.stem.with_name(f"{results.stem.name}-speedup.png")
+        found.append(Plot(SPEEDUP_TITLE, path, partial(draw_speedups, speedups)))
+    return found
 
 
 def draw(results: Results) -> list[Path]:
     """Draws a GPU's plots; gives their files."""
-    drawn = pictures(results)
-    for what, path in drawn.items():
-        figure = {CURVES_TITLE: draw_curves, SPEEDUP_TITLE: draw_speedups}[what](results)
-        runs = dict.fromkeys(str(source.run) for source in results.sources)
-        figure.suptitle("\n".join([what, *runs]), color=INK, fontsize=12)
-        figure.savefig(path, dpi=110)
-    return list(drawn.values())
+    drawn = plots(results)
+    runs = dict.fromkeys(str(source.run) for source in results.sources)
+    for plot in drawn:
+        figure = plot.draw()
+        figure.suptitle("\n".join([plot.title, *runs]), color=INK, fontsize=12)
+        figure.savefig(plot.path, dpi=110)
+    return [plot.path for plot in drawn]
 
 
-def curves(results: Results) -> dict[tuple[str, str], dict[str, list[tuple[int, float]]]]:
-    """By panel and provider: bytes of x and percentage of the copy, by size."""
-    panels: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
+def curves(results: Results) -> Panels:
+    """The curves of every panel, by size."""
+    panels: Panels = {}
     for setting in sorted(results.figures, key=lambda setting: setting.nbytes):
         for op in ("forward", "backward"):
             for provider in PROVIDER_COLORS:
@@ -51,9 +67,8 @@ def curves(results: Results) -> dict[tuple[str, str], dict[str, list[tuple[int, 
     return panels
 
 
-def draw_curves(results: Results) -> Figure:
+def draw_curves(panels: Panels) -> Figure:
     """A row of panels for each kind of slope and dtype, forward on the left."""
-    panels = curves(results)
     kinds = sorted({kind for kind, _ in panels})
     ops = [op for op in ("forward", "backward") if any(op == panel[1] for panel in panels)]
     figure = Figure(figsize=(5.5 * len(ops), 1.2 + 2.6 * len(kinds)), layout="constrained")
@@ -95,9 +110,8 @@ def case_speedups(results: Results) -> dict[str, list[float]]:
     return speedups
 
 
-def draw_speedups(results: Results) -> Figure:
+def draw_speedups(speedups: dict[str, list[float]]) -> Figure:
     """A bar for each case, the slower ones in a colour of their own."""
-    speedups = case_speedups(results)
     worst = [min(figures) for figures in speedups.values()]
     places = range(len(worst))
     figure = Figure(figsize=(9, 1.4 + 0.26 * len(worst)), layout="constrained")

@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.bar import bar
 from benchmarks.cases import MODELS
 from benchmarks.measured import MIB, Results, Step, find, quotient, read
-from benchmarks.plots import draw, pictures
+from benchmarks.plots import draw, plots
 from benchmarks.program import ProgramError, make_table, number, open_console
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,7 +137,7 @@ def gpu_block(results: Results, folder: Path) -> str:
             case_table(results),
             bar_table(results),
         ]
-        parts += [f"![{what}]({link(path, folder)})" for what, path in pictures(results).items()]
+        parts += [f"![{plot.title}]({link(plot.path, folder)})" for plot in plots(results)]
     if results.training:
         parts.append(training_table(results))
     return "\n\n".join(parts)

@@ -193,8 +193,8 @@ def beats(gains: Gains, others: Gains) -> bool:
     if not views:
         return False
     gain = statistics.fmean(math.log(gains[v].factor / others[v].factor) for v in views)
-    spread = statistics.fmean(max(gains[v].spread, others[v].spread) for v in views)
-    return math.exp(gain) > 1 + spread
+    noise = statistics.fmean(max(gains[v].spread, others[v].spread) for v in views)
+    return math.exp(gain) > 1 + noise
 
 
 def in_turn(

@@ -384,7 +384,7 @@ def test_curves_are_by_size_and_leave_out_what_has_no_device_time(results):
     assert panels == {
         ("slope: shared, float32", "forward"): {"prelu_gpu": [(4 * 2**10, 10.0), (4 * MIB, 20.0)]}
     }
-    (axes,) = plots.draw_curves(found).axes
+    (axes,) = plots.draw_curves(panels).axes
     roof, line = axes.get_lines()
     assert list(roof.get_ydata()) == [100, 100]
     assert (list(line.get_xdata()), line.get_label()) == ([4096, 4 * MIB], "prelu_gpu")
@@ -397,7 +397,7 @@ def test_a_case_has_the_bar_of_its_worst_dtype_and_slower_ones_another_colour(re
         *step(100, {"eager": 90}, case="slow"),
         *step(100, {"eager": 90}, case=CURVE),
     )
-    (axes,) = plots.draw_speedups(found).axes
+    (axes,) = plots.draw_speedups(plots.case_speedups(found)).axes
     bars = [
         (bar.get_width(), matplotlib.colors.to_hex(bar.get_facecolor())) for bar in axes.patches
     ]

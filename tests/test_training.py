@@ -104,6 +104,14 @@ def no_gpu(monkeypatch):
 
 
 @pytest.fixture
+def quick_kernels(monkeypatch):
+    """PyTorch's operator for the interpreted kernels, where they are not what is tested."""
+    monkeypatch.setattr(
+        prelu_gpu.modules, "prelu", lambda x, weight, dim: F.prelu(x, weight.to(x.dtype))
+    )
+
+
+@pytest.fixture
 def compilers(monkeypatch):
     """Instead of the compiler one that fails, with many lines, on accelerated networks."""
 
@@ -438,7 +446,7 @@ def test_the_rounding_of_slopes_holds_nn_prelu_and_little_more(dtype, slopes):
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_a_run_from_gate_to_table(stages, compilers, tmp_path, monkeypatch):
+def test_a_run_from_gate_to_table(stages, quick_kernels, compilers, tmp_path, monkeypatch):
     monkeypatch.setenv("PRELU_GPU_COMMIT", "abc123")
     # nn.PReLU takes 9 and 11 ms, prelu_gpu 4 and 6 ms; a compiled nn.PReLU 8 ms.
     times = iter([9e3, 4e3, 11e3, 6e3] * 2 + [8e3] * 4)
@@ -478,7 +486,7 @@ def test_a_run_from_gate_to_table(stages, compilers, tmp_path, monkeypatch):
 
 
 def test_a_run_goes_on_where_the_last_one_of_the_same_commit_stopped(
-    compilers, tmp_path, monkeypatch
+    quick_kernels, compilers, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PRELU_GPU_COMMIT", "abc123")
     path = tmp_path / "fake-gpu-training.csv"
@@ -505,7 +513,7 @@ def test_a_run_goes_on_where_the_last_one_of_the_same_commit_stopped(
     ]
 
 
-def test_results_of_another_commit_are_not_continued(tmp_path, monkeypatch):
+def test_results_of_another_commit_are_not_continued(quick_kernels, tmp_path, monkeypatch):
     monkeypatch.setenv("PRELU_GPU_COMMIT", "abc")
     run(FakeDevice(), settings([SRGAN]), tmp_path)
     monkeypatch.setenv("PRELU_GPU_COMMIT", "def")
@@ -532,7 +540,9 @@ def test_accelerated_steps_run_the_kernels_and_the_others_do_not(device, monkeyp
     assert [one.notice for one in measured.values()] == [None, None]
 
 
-def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(monkeypatch):
+def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(
+    quick_kernels, monkeypatch
+):
     order, batches, weights = [], [], []
 
     class Recorded(workloads.Training):
@@ -565,7 +575,7 @@ def test_providers_start_from_the_same_weights_and_take_turns_on_the_same_batch(
     assert [one.call_samples for one in measured.values()] == [[1e4] * 3] * 2
 
 
-def test_compilers_forget_the_shapes_of_the_network_before(compilers, monkeypatch):
+def test_compilers_forget_the_shapes_of_the_network_before(quick_kernels, compilers, monkeypatch):
     resets = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
     for providers, count in ((training.EAGER, 0), (compilers, 1)):
@@ -628,7 +638,7 @@ class Clock:
     ids=["warming up", "in a pair", "before compiling"],
 )
 def test_a_run_whose_minutes_are_over_keeps_what_it_finished(
-    seconds, minutes, finished, first_left, compilers, tmp_path
+    seconds, minutes, finished, first_left, quick_kernels, compilers, tmp_path
 ):
     console = quiet()
     deadline = Deadline(minutes, Clock(seconds))
@@ -640,7 +650,7 @@ def test_a_run_whose_minutes_are_over_keeps_what_it_finished(
     assert f"The minutes given are over. Not timed: {first_left}" in output
 
 
-def test_time_that_is_over_is_no_failure_of_a_provider(compilers):
+def test_time_that_is_over_is_no_failure_of_a_provider(quick_kernels, compilers):
     deadline = Deadline(2.5, Clock(60))  # over in the second provider's first step
     failing_first = dict(reversed(compilers.items()))
     with pytest.raises(TimeUpError):
