@@ -37,7 +37,8 @@ def install(version: str, folder: Path) -> None:
     """Installs Triton alone, unless the folder has it."""
     if not (folder / f"triton-{version}.dist-info").exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--target", folder, f"triton=={version}"], check=True)
+        if subprocess.run([*pip, "--target", folder, f"triton=={version}"]).returncode:
+            raise SystemExit(f"triton {version}: pip does not install it; choose another version")
 
 
 def check(version: str, folder: Path) -> Outcome:
@@ -74,12 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     console = Console(stderr=True)
-    outcomes = []
-    for version in options.triton:
-        folder = options.out.resolve() / f"triton-{version}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with console.status(f"triton {version}"):
+    folders = {version: options.out.resolve() / f"triton-{version}" for version in options.triton}
+    for version, folder in folders.items():
+        with console.status(f"installing triton {version}"):
             install(version, folder)
+    outcomes = []
+    for version, folder in folders.items():
+        with console.status(f"compiling with triton {version}"):
             outcomes.append(check(version, folder))
 
     table = Table("triton", "checks", "failures")
