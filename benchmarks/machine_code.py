@@ -42,7 +42,7 @@ from triton.compiler import CompiledKernel
 
 from prelu_gpu import launch
 from prelu_gpu.backend import INTERPRETED
-from prelu_gpu.plan import Launch, Plan, Rules, gpu_rules
+from prelu_gpu.plan import Plan, Rules, gpu_rules
 
 
 class GPU(NamedTuple):
@@ -316,21 +316,17 @@ def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
         # The loop that adds up partial sums loads and stores nothing, as the slope's own.
         return dataclasses.replace(row, finish=0) if op is Op.SLOPE else row
 
-    def run(
-        kernel: Any, plan: Launch, inputs: Sequence[Any], outputs: Sequence[Any], **constants: Any
-    ) -> None:
+    def run(call: launch.Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         # The second stage of a reduction is no plan's launch.
-        if isinstance(plan, Plan):
-            compiled = kernel.warmup(
+        if isinstance(call.launch, Plan):
+            compiled = call.kernel.warmup(
                 *inputs,
                 *outputs,
-                **plan.sizes,
-                **plan.constants,
-                **constants,
-                num_warps=plan.num_warps,
-                grid=plan.grid,
+                *call.arguments,
+                num_warps=call.launch.num_warps,
+                grid=call.launch.grid,
             )
-            launches.append((plan, compiled))
+            launches.append((call.launch, compiled))
 
     shape = list(case.shape)
     shape[1:2] = [size * (2 if case.sliced else 1) for size in shape[1:2]]
