@@ -1,6 +1,6 @@
 """Compiles the kernels for GPUs that need not be there, and reads their machine code.
 
-    python -m benchmarks.machine_code                        a table
+    python -m benchmarks.machine_code                        a table, a case for each kind of tile
     python -m benchmarks.machine_code --json                 the same as JSON
     python -m benchmarks.machine_code --target sm_80 sm_100 --dtype float16 --weight-dtype float32
 
@@ -8,14 +8,22 @@ The launches are prelu_gpu's own, on tensors without memory (whose address, 0, i
 plans and Triton's specialisation of every argument are those of a real call. What counts are the
 hot loops: every innermost loop that stores, or that loads where nothing but the slope gradient is
 wanted. Edges and epilogues lie outside them.
+
+From a hot loop and the data sheet of a GPU follows a prediction, which no GPU has confirmed: the
+kernel is as fast as a copy unless too few bytes are in flight to hide the latency of memory, or
+the instructions of an element take longer to issue than its bytes to move.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import dataclasses
 import enum
 import itertools
 import json
+import math
+import multiprocessing
+import os
 import re
 import subprocess
 import tempfile
@@ -34,25 +42,94 @@ from triton.compiler import CompiledKernel
 
 from prelu_gpu import launch
 from prelu_gpu.backend import INTERPRETED
-from prelu_gpu.plan import Launch, Plan, Rules, gpu_rules
+from prelu_gpu.plan import Plan, Rules, gpu_rules
 
 
 class GPU(NamedTuple):
-    """A GPU as far as occupancy is concerned."""
+    """A GPU as far as occupancy and the bounds of a loop are concerned."""
 
+    name: str
     target: GPUTarget
     multiprocessors: int
     registers: int
     """Registers of a multiprocessor."""
     warps: int
     """Most warps on a multiprocessor."""
+    shared_kib: int
+    """Shared memory of a multiprocessor."""
+    lanes: int
+    """Lanes of a multiprocessor that an instruction is issued for in a cycle."""
+    clock_ghz: float
+    bandwidth_gbs: float
+    """GB/s of memory."""
+    latency_ns: float
+    """From a load to its value while memory is busy."""
+
+    @property
+    def kib_to_cover(self) -> float:
+        """KiB that a multiprocessor must have in flight to keep memory busy: Little's law."""
+        return self.bandwidth_gbs / self.multiprocessors * self.latency_ns / 1024
+
+    def issue_budget(self, moved_bytes: int) -> float:
+        """Instructions of a lane that are issued in the time in which memory moves some bytes."""
+        issued = self.multiprocessors * self.lanes * self.clock_ghz
+        return issued / self.bandwidth_gbs * moved_bytes
 
 
+# Counts and bandwidths are those of the vendors' data sheets. Clocks follow from the peak of dense
+# float16 matrix products that they state: 312, 989, 2250 and 1307 TFLOPS. A scheduler issues for
+# 32 lanes a cycle on NVIDIA, for a quarter of a wave of 64 on AMD, and a multiprocessor has four.
+# Latencies are in no data sheet. NVIDIA's make the 16, 32 and 64 KiB in flight that CUB, NVIDIA's
+# library, finds enough on these GPUs; AMD's is a guess in their range.
 GPUS = {
-    "sm_80": GPU(GPUTarget("cuda", 80, 32), 108, 2**16, 64),
-    "sm_90": GPU(GPUTarget("cuda", 90, 32), 132, 2**16, 64),
-    "sm_100": GPU(GPUTarget("cuda", 100, 32), 148, 2**16, 64),
-    "gfx942": GPU(GPUTarget("hip", "gfx942", 64), 304, 2**17, 32),
+    "sm_80": GPU(
+        name="A100 80GB",
+        target=GPUTarget("cuda", 80, 32),
+        multiprocessors=108,
+        registers=2**16,
+        warps=64,
+        shared_kib=164,
+        lanes=128,
+        clock_ghz=1.41,
+        bandwidth_gbs=2039,
+        latency_ns=868,
+    ),
+    "sm_90": GPU(
+        name="H100 SXM",
+        target=GPUTarget("cuda", 90, 32),
+        multiprocessors=132,
+        registers=2**16,
+        warps=64,
+        shared_kib=228,
+        lanes=128,
+        clock_ghz=1.83,
+        bandwidth_gbs=3350,
+        latency_ns=1291,
+    ),
+    "sm_100": GPU(
+        name="B200",
+        target=GPUTarget("cuda", 100, 32),
+        multiprocessors=148,
+        registers=2**16,
+        warps=64,
+        shared_kib=228,
+        lanes=128,
+        clock_ghz=1.86,
+        bandwidth_gbs=8000,
+        latency_ns=1212,
+    ),
+    "gfx942": GPU(
+        name="MI300X",
+        target=GPUTarget("hip", "gfx942", 64),
+        multiprocessors=304,
+        registers=2**17,
+        warps=32,
+        shared_kib=64,
+        lanes=64,
+        clock_ghz=2.1,
+        bandwidth_gbs=5300,
+        latency_ns=1000,
+    ),
 }
 
 REGISTER_UNIT = 8
@@ -71,10 +148,10 @@ class Case(NamedTuple):
 
 CASES = {
     "flat": Case((8, 512, 4000), channel_dim=None),
-    "flat-prime": Case((999_983,), channel_dim=None),
+    "flat-prime": Case((16_777_213,), channel_dim=None),
     # A multiple of 8 but not of 16: what Triton itself notices of a size is of no help.
     "plane": Case((128, 64, 108, 110)),
-    "column-7x7": Case((128, 512, 7, 7)),
+    "column-7x7": Case((256, 512, 7, 7)),
     "column-channels-last": Case((16, 64, 96, 96), memory_format=torch.channels_last),
     "column-folded": Case((100_003, 90)),
     "odd-plane": Case((2, 65, 391, 391)),
@@ -82,6 +159,9 @@ CASES = {
     "sliced-flat": Case((16, 64, 108, 110), channel_dim=None, sliced=True),
     "sliced-column": Case((16, 64, 96, 96), memory_format=torch.channels_last, sliced=True),
 }
+
+
+ONE_OF_EACH_KIND = ("flat", "plane", "column-7x7", "odd-plane")
 
 
 class Op(enum.Enum):
@@ -93,6 +173,26 @@ class Op(enum.Enum):
     """The backward of x alone."""
     SLOPE = "slope"
     """The backward of the slope alone."""
+
+    @property
+    def inputs(self) -> int:
+        """Tensors of x's size that are read."""
+        return 1 if self is Op.FORWARD else 2
+
+    @property
+    def passes(self) -> int:
+        """Tensors of x's size that are read or written."""
+        return self.inputs + (self is not Op.SLOPE)
+
+
+class Kernel(NamedTuple):
+    """What is compiled, in the words of the command line."""
+
+    target: str
+    case: str
+    op: str
+    dtype: str
+    weight_dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,27 +223,41 @@ class Loop:
 class Report:
     """The machine code of one kernel."""
 
-    target: str
-    case: str
+    kernel: Kernel
     kind: str
-    op: str
-    dtype: str
-    weight_dtype: str
+    vector_bits: int
+    """Width of an access to x, as planned."""
+    tile_loads: int
+    """Loads of a lane that read its part of a tile of all inputs, as planned."""
     num_warps: int
     registers: int
     spilled_bytes: int
     """Stack, or scratch memory, of a lane."""
     shared_bytes: int
     occupancy: float
-    """Share of a multiprocessor's warps that the registers have room for."""
+    """Share of a multiprocessor's warps that the launch fills, and that there is room for."""
+    divisions: tuple[str, ...]
+    """Integer divisions in loops, by what is unknown until run time."""
     loops: tuple[Loop, ...]
     """The hot loops, the one with the most elements first."""
+    issue_budget: float
+    """Instructions per element that a lane has time for while memory moves an element's bytes."""
 
-    def kib_in_flight(self, loop: Loop) -> float:
-        """KiB that a full multiprocessor requests at once in a hot loop."""
-        gpu = GPUS[self.target]
+    @property
+    def kib_in_flight(self) -> float:
+        """KiB that a multiprocessor requests at once in the hot loop."""
+        gpu = GPUS[self.kernel.target]
         lanes = self.occupancy * gpu.warps * int(gpu.target.warp_size)
-        return lanes * loop.bytes_in_flight / 1024
+        return lanes * self.loops[0].bytes_in_flight / 1024
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What each bound allows, as a share of a copy's speed."""
+        return {
+            "memory": 1.0,
+            "latency": self.kib_in_flight / GPUS[self.kernel.target].kib_to_cover,
+            "issue": self.issue_budget / self.loops[0].instructions_per_element,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +306,9 @@ class CompileOnly:
         return 0
 
 
-def compile_launch(
-    gpu: GPU, case: Case, op: Op, dtype: torch.dtype, weight_dtype: torch.dtype
-) -> tuple[Plan, CompiledKernel]:
+def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
     """Compiles the kernel that a call of prelu_gpu would launch."""
+    gpu, case, op = GPUS[kernel.target], CASES[kernel.case], Op(kernel.op)
     launches: list[tuple[Plan, CompiledKernel]] = []
 
     def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
@@ -203,29 +316,30 @@ def compile_launch(
         # The loop that adds up partial sums loads and stores nothing, as the slope's own.
         return dataclasses.replace(row, finish=0) if op is Op.SLOPE else row
 
-    def run(
-        kernel: Any, plan: Launch, inputs: Sequence[Any], outputs: Sequence[Any], **constants: Any
-    ) -> None:
+    def run(call: launch.Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         # The second stage of a reduction is no plan's launch.
-        if isinstance(plan, Plan):
-            compiled = kernel.warmup(
+        if isinstance(call.launch, Plan):
+            compiled = call.kernel.warmup(
                 *inputs,
                 *outputs,
-                **plan.sizes,
-                **plan.constants,
-                **constants,
-                num_warps=plan.num_warps,
-                grid=plan.grid,
+                *call.arguments,
+                num_warps=call.launch.num_warps,
+                grid=call.launch.grid,
             )
-            launches.append((plan, compiled))
+            launches.append((call.launch, compiled))
 
     shape = list(case.shape)
     shape[1:2] = [size * (2 if case.sliced else 1) for size in shape[1:2]]
-    x = torch.empty(shape, dtype=dtype, device="meta", memory_format=case.memory_format)
+    x = torch.empty(
+        shape,
+        dtype=getattr(torch, kernel.dtype),
+        device="meta",
+        memory_format=case.memory_format,
+    )
     if case.sliced:
         x = x[:, : case.shape[1]]
     slopes = 1 if case.channel_dim is None else case.shape[case.channel_dim]
-    weight = torch.empty(slopes, dtype=weight_dtype, device="meta")
+    weight = torch.empty(slopes, dtype=getattr(torch, kernel.weight_dtype), device="meta")
     triton.runtime.driver.set_active(CompileOnly(gpu.target))
     with mock.patch.multiple(launch, rules=rules, run=run):
         if op is Op.FORWARD:
@@ -364,7 +478,27 @@ def innermost_loops(code: MachineCode) -> Iterator[tuple[Instruction, ...]]:
             yield tuple(code.instructions[index] for index in sorted(body))
 
 
-def hot_loops(code: MachineCode, op: Op, dtype: torch.dtype) -> tuple[Loop, ...]:
+def loop_divisions(ttgir: str) -> Iterator[str]:
+    """Integer divisions and remainders in loops, unless by a constant: those are shifts."""
+    constants: set[str] = set()
+    loops: list[int] = []
+    for line in ttgir.splitlines():
+        # A region ends at the indentation of the operation that it belongs to.
+        indentation = len(line) - len(line.lstrip())
+        if loops and indentation <= loops[-1] and line.strip().startswith("}"):
+            # A `while` loop goes on with its second region.
+            if not line.strip().startswith("} do {"):
+                loops.pop()
+        elif re.search(r"\bscf\.(for|while)\b", line):
+            loops.append(indentation)
+        if constant := re.match(r"\s*(%\w+) = arith\.constant\b", line):
+            constants.add(constant[1])
+        division = re.search(r"\b(arith\.(?:\w*div|rem)[su]i) %\S+, (%\w+)", line)
+        if division and loops and division[2] not in constants:
+            yield division[1]
+
+
+def hot_loops(code: MachineCode, op: Op, itemsize: int) -> tuple[Loop, ...]:
     """The loops that walk over x, the one with the most elements first."""
     loops = []
     for body in innermost_loops(code):
@@ -376,7 +510,7 @@ def hot_loops(code: MachineCode, op: Op, dtype: torch.dtype) -> tuple[Loop, ...]
             loops.append(
                 Loop(
                     instructions=len(body),
-                    elements=bits // (8 * dtype.itemsize),
+                    elements=bits // (8 * itemsize),
                     load_bits=load_bits,
                     store_bits=store_bits,
                     loads_in_flight=_loads_in_flight(body),
@@ -396,79 +530,104 @@ def _loads_in_flight(body: Sequence[Instruction]) -> int:
     return loads
 
 
-def report(target: str, case: str, op: Op, dtype: torch.dtype, weight_dtype: torch.dtype) -> Report:
+def report(kernel: Kernel) -> Report:
     """Compiles and reads one kernel."""
-    gpu = GPUS[target]
-    plan, kernel = compile_launch(gpu, CASES[case], op, dtype, weight_dtype)
-    code = disassemble(kernel)
-    lane_registers = -(-code.registers // REGISTER_UNIT) * REGISTER_UNIT
-    warps = min(gpu.warps, gpu.registers // (lane_registers * gpu.target.warp_size))
+    gpu, op, itemsize = GPUS[kernel.target], Op(kernel.op), getattr(torch, kernel.dtype).itemsize
+    plan, compiled = compile_launch(kernel)
+    code = disassemble(compiled)
+    constants = plan.constants
+    tile = constants["BLOCK"] * constants.get("ROWS", 1) // constants["V"]
     return Report(
-        target=target,
-        case=case,
+        kernel=kernel,
         kind=plan.kind.value,
-        op=op.value,
-        dtype=_name(dtype),
-        weight_dtype=_name(weight_dtype),
+        vector_bits=8 * itemsize * constants["V"],
+        tile_loads=op.inputs * tile // (plan.num_warps * gpu.target.warp_size),
         num_warps=plan.num_warps,
         registers=code.registers,
         spilled_bytes=code.spilled_bytes,
-        shared_bytes=kernel.metadata.shared,
-        occupancy=warps // plan.num_warps * plan.num_warps / gpu.warps,
-        loops=hot_loops(code, op, dtype),
+        shared_bytes=compiled.metadata.shared,
+        occupancy=_programs(gpu, plan, code, compiled.metadata.shared) * plan.num_warps / gpu.warps,
+        divisions=tuple(loop_divisions(compiled.asm["ttgir"])),
+        loops=hot_loops(code, op, itemsize),
+        issue_budget=gpu.issue_budget(op.passes * itemsize),
     )
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _programs(gpu: GPU, plan: Plan, code: MachineCode, shared_bytes: int) -> int:
+    """Programs that are on a multiprocessor at once."""
+    lane_registers = -(-code.registers // REGISTER_UNIT) * REGISTER_UNIT
+    warps = min(gpu.warps, gpu.registers // (lane_registers * gpu.target.warp_size))
+    return min(
+        warps // plan.num_warps,
+        1024 * gpu.shared_kib // max(1, shared_bytes),
+        -(-math.prod(plan.grid) // gpu.multiprocessors),
+    )
+
+
+def reports(kernels: Sequence[Kernel]) -> list[Report]:
+    """Compiles and reads kernels, on all cores."""
+    # A fork of a process with threads may hang.
+    context = multiprocessing.get_context("spawn")
+    workers = min(os.cpu_count() or 1, len(kernels))
+    progress = Console(stderr=True)
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        results = pool.map(report, kernels, chunksize=4)
+        return list(track(results, "compiling", len(kernels), console=progress, transient=True))
 
 
 def table(reports: Sequence[Report]) -> Table:
-    """A row per hot loop."""
-    result = Table()
-    for column in ("target", "case", "tile", "op", "dtype", "slope"):
-        result.add_column(column)
+    """A row per kernel."""
+    result = Table(
+        caption="Predicted from the machine code and data sheets, measured on no GPU: the speed "
+        "as a share of a copy's, and what bounds it."
+    )
+    for column in ("GPU", "case", "op", "dtype", "slope"):
+        result.add_column(column, no_wrap=True)
     for column in (
-        "warps",
-        "regs",
+        "registers",
         "spilled B",
-        "shared B",
         "occupancy",
-        "load bits",
-        "store bits",
+        "accesses",
         "loads before use",
-        "KiB in flight",
-        "elements",
-        "instr/element",
+        "KiB in flight / needed",
+        "instructions an element / budget",
+        "bound",
+        "of a copy",
     ):
         result.add_column(column, justify="right")
     for one in reports:
-        for loop in one.loops:
-            result.add_row(
-                one.target,
-                one.case,
-                one.kind,
-                one.op,
-                one.dtype,
-                one.weight_dtype,
-                str(one.num_warps),
-                str(one.registers),
-                str(one.spilled_bytes),
-                str(one.shared_bytes),
-                f"{one.occupancy:.0%}",
-                _widths(loop.load_bits),
-                _widths(loop.store_bits),
-                f"{loop.loads_in_flight} of {len(loop.load_bits)}",
-                f"{one.kib_in_flight(loop):.0f}",
-                str(loop.elements),
-                f"{loop.instructions_per_element:.1f}",
-            )
+        loop = one.loops[0]
+        bound = min(one.shares, key=one.shares.__getitem__)
+        result.add_row(
+            f"{one.kernel.target} ({GPUS[one.kernel.target].name})",
+            *one.kernel[1:],
+            str(one.registers),
+            str(one.spilled_bytes),
+            f"{one.occupancy:.0%}",
+            _widths((*loop.load_bits, *loop.store_bits)),
+            f"{loop.loads_in_flight} of {len(loop.load_bits)}",
+            f"{one.kib_in_flight:.0f} / {GPUS[one.kernel.target].kib_to_cover:.0f}",
+            f"{loop.instructions_per_element:.1f} / {one.issue_budget:.0f}",
+            bound,
+            f"{one.shares[bound]:.0%}",
+        )
     return result
 
 
 def _widths(bits: Sequence[int]) -> str:
     counts = collections.Counter(bits)
     return " + ".join(f"{count} x {width}" for width, count in sorted(counts.items(), reverse=True))
+
+
+def to_json(reports: Sequence[Report]) -> str:
+    """The reports as JSON, with what each bound allows."""
+    return json.dumps(
+        [
+            dataclasses.asdict(one) | {"kernel": one.kernel._asdict(), "shares": one.shares}
+            for one in reports
+        ],
+        indent=1,
+    )
 
 
 class Options(argparse.Namespace):
@@ -489,10 +648,10 @@ def parse(arguments: Sequence[str] | None) -> Options:
     )
     dtypes = ("float64", "float32", "float16", "bfloat16")
     add = parser.add_argument
-    add("--target", nargs="+", choices=GPUS, default=["sm_90", "gfx942"])
-    add("--case", nargs="+", choices=CASES, default=list(CASES))
+    add("--target", nargs="+", choices=GPUS, default=list(GPUS))
+    add("--case", nargs="+", choices=CASES, default=ONE_OF_EACH_KIND)
     add("--op", nargs="+", choices=[op.value for op in Op], default=["forward", "backward"])
-    add("--dtype", nargs="+", choices=dtypes, default=["float32", "bfloat16"])
+    add("--dtype", nargs="+", choices=dtypes, default=["float32", "bfloat16", "float16"])
     add("--weight-dtype", choices=dtypes, help="the slope's; by default that of x")
     add("--json", action="store_true", help="print JSON, not a table")
     if INTERPRETED:
@@ -503,25 +662,15 @@ def parse(arguments: Sequence[str] | None) -> Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = parse(arguments)
-    choices = list(itertools.product(options.target, options.case, options.op, options.dtype))
-    progress = Console(stderr=True)
-    reports = [
-        report(
-            target,
-            case,
-            Op(op),
-            getattr(torch, dtype),
-            getattr(torch, options.weight_dtype or dtype),
-        )
-        for target, case, op, dtype in track(choices, "compiling", console=progress, transient=True)
-    ]
+    choices = itertools.product(options.target, options.case, options.op, options.dtype)
+    results = reports([Kernel(*choice, options.weight_dtype or choice[-1]) for choice in choices])
     if options.json:
-        print(json.dumps([dataclasses.asdict(one) for one in reports], indent=1))
+        print(to_json(results))
     else:
         console = Console()
         # A table that is no terminal's is as wide as it needs to be.
-        console.width = console.width if console.is_terminal else 180
-        console.print(table(reports))
+        console.width = console.width if console.is_terminal else 200
+        console.print(table(results))
 
 
 if __name__ == "__main__":

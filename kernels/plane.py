@@ -54,12 +54,6 @@ def row_pointer(ptr, n, channel, outer_gap, channel_gap, V: tl.constexpr):
 
 
 @triton.jit
-def owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK: tl.constexpr):
-    """Whether the tile after the whole ones is this program's."""
-    return (tiles_end - body_start) // BLOCK % tile_splits == tile_split
-
-
-@triton.jit
 def edge_offsets(start, body_start, body_end, end, V: tl.constexpr):
     """Offsets and mask, in 2 * V lanes, of a row's elements before and after its aligned body."""
     lane = tl.arange(0, 2 * V)
@@ -102,11 +96,14 @@ def plane_forward(
             n, channel, channels, inner, V, BLOCK
         )
         x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
-        for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
+        next_tile = body_start + tile_split * BLOCK
+        for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
             offsets = tile + tl.arange(0, BLOCK)
             forward_tile(x_row, weight, y_ptr, offsets, None, COMPUTE)
+            next_tile = tile + tile_splits * BLOCK
         if tiles_end < body_end:
-            if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
+            # Whose next tile the tail is: found without a division.
+            if next_tile == tiles_end:
                 offsets = tiles_end + tl.arange(0, BLOCK)
                 forward_tile(x_row, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
         if EDGES:
@@ -160,14 +157,16 @@ def plane_backward(
         grad_y_row = row_pointer(
             grad_y_ptr, n, channel, grad_y_outer_gap, grad_y_channel_gap, 1 if EXPANDED else V
         )
-        for tile in range(body_start + tile_split * BLOCK, tiles_end, tile_splits * BLOCK):
+        next_tile = body_start + tile_split * BLOCK
+        for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
             offsets = tile + tl.arange(0, BLOCK)
             shares = backward_tile(
                 grad_y_row, x_row, weight, grad_x_ptr, offsets, None, COMPUTE, EXPANDED
             )
             body_sums += sum_vectors(shares, V, BLOCK)
+            next_tile = tile + tile_splits * BLOCK
         if tiles_end < body_end:
-            if owns_tail(body_start, tiles_end, tile_split, tile_splits, BLOCK):
+            if next_tile == tiles_end:
                 offsets = tiles_end + tl.arange(0, BLOCK)
                 mask = offsets < body_end
                 shares = backward_tile(

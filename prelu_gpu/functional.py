@@ -5,7 +5,7 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 from torch.overrides import (
     handle_torch_function,
@@ -67,8 +67,6 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         IndexError: ``dim`` out of range, where there is more than one slope.
         TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
-    if has_torch_function_variadic(input, weight):
-        return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
     if (
         _is_small(input)
         and type(weight) in PLAIN_TYPES
@@ -84,6 +82,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
             _check_tensors(input, weight)
             check_prelu(input, weight, dim)
             raise
+    if has_torch_function_variadic(input, weight):
+        return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
     _check_tensors(input, weight)
     x, weight = _autocast(input, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -127,12 +127,12 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
             that requires grad, memory that overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
+    if _is_small(input) and type(negative_slope) is float:
+        return F.leaky_relu(input, negative_slope, inplace)
     if has_torch_function_unary(input):
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
-    if _is_small(input) and type(negative_slope) is float:
-        return F.leaky_relu(input, negative_slope, inplace)
     check_tensor("leaky_relu", "input", 1, input)
     slope = check_negative_slope(input, negative_slope)
     if not is_plain(input) or backend(input.device) is Backend.EAGER:
@@ -158,14 +158,13 @@ def _check_tensors(input: Tensor, weight: Tensor) -> None:
 def _is_small(x: Tensor) -> bool:
     """Whether x is so small that the host's time decides, and PyTorch's operator has the least.
 
-    Never where a graph is recorded, which would hold for other sizes.
+    Never where a graph is recorded, which would hold for other sizes: sizes are no plain numbers
+    then, but to Dynamo, which has its own sign.
     """
-    return (
-        not is_compiling()
-        and not torch._C._is_tracing()
-        and type(x) in PLAIN_TYPES
-        and x.numel() < EAGER_BELOW
-    )
+    if is_dynamo_compiling() or type(x) not in PLAIN_TYPES:
+        return False
+    size = x.numel()
+    return type(size) is int and size < EAGER_BELOW
 
 
 def _may_write(x: Tensor) -> bool:

@@ -34,6 +34,11 @@ launch through Triton takes the host about 17 microseconds, and so long does PyT
 some 2.6 TB/s, take an H100 for 2**22 elements of float32."""
 
 
+ODD_PLANE_TILES = 8
+"""Tiles that a row off the vector grid must have not to be folded: its two edges, one access more,
+are a small share of it then."""
+
+
 class Kind(enum.Enum):
     """How tiles lie over the data."""
 
@@ -318,8 +323,11 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     if view.outer == view.channels == 1:
         return Kind.FLAT
     vector = _vector(view, itemsize)
-    if view.inner % vector == 0 and view.inner >= rules.plane_fill * rules.plane.size / itemsize:
-        return Kind.PLANE
+    plane, tiles = Kind.PLANE, rules.plane_fill
+    if view.inner % vector:
+        plane, tiles = Kind.ODD_PLANE, ODD_PLANE_TILES
+    if view.inner * itemsize >= tiles * rules.plane.size:
+        return plane
     fold, _, _ = _fold(view.copied(*_not_columns(view)), itemsize, rules)
     columns = fold * view.channels * view.inner
     if view.inner == 1 and columns < COLUMNS_LIMIT:
@@ -327,7 +335,7 @@ def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     worthwhile = view.outer >= rules.column_rows * fold or _is_short(view, vector)
     if worthwhile and columns <= rules.partials and columns < COLUMNS_LIMIT:
         return Kind.COLUMN
-    return Kind.PLANE if view.inner % vector == 0 else Kind.ODD_PLANE
+    return plane
 
 
 def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:

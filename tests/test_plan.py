@@ -209,6 +209,15 @@ def test_rows_are_planes_from_three_quarters_of_a_tile(inner, kind):
 
 
 @pytest.mark.parametrize(
+    ("inner", "kind"), [(8191, Kind.COLUMN), (8193, Kind.ODD_PLANE), (383 * 389, Kind.ODD_PLANE)]
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_rows_off_the_vector_grid_are_planes_from_eight_tiles(inner, kind, backward):
+    # Rows and sums are few and many enough for columns.
+    assert choose_kind(View(32, 3, inner), 4, rules(backward=backward)) is kind
+
+
+@pytest.mark.parametrize(
     ("layout", "kind"),
     [
         (View(8, 64, 391), Kind.COLUMN),
