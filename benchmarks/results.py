@@ -40,14 +40,16 @@ class ResultsFile:
     two states of the code in one file would be compared.
     """
 
-    def __init__(self, folder: Path, name: str, run: Run, row_type: type) -> None:
-        """Opens DIR/<name>.csv for rows of the dataclass `row_type`, whose columns follow Run's.
+    def __init__(self, folder: Path, suffix: str, run: Run, row_type: type) -> None:
+        """Opens DIR/<gpu><suffix>.csv for rows of the dataclass `row_type`.
 
         Raises:
             OSError: the folder cannot be written.
             ValueError: the file has another run's results.
         """
-        self.path = folder / f"{name}.csv"
+        gpu = slug(run.gpu)
+        self.path = folder / f"{gpu}{suffix}.csv"
+        self._notices = folder / f"{gpu}-notices.txt"
         self._run = run
         self._columns = columns(row_type)
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,8 +65,8 @@ class ResultsFile:
         self._write("a", (*astuple(self._run), *astuple(row)))
 
     def note(self, notice: str) -> None:
-        """Adds a line to <name>-notices.txt: what a row does not tell, or why there is none."""
-        with self.path.with_name(f"{self.path.stem}-notices.txt").open("a") as file:
+        """Adds a line to DIR/<gpu>-notices.txt: what a row does not tell, or why there is none."""
+        with self._notices.open("a") as file:
             file.write(f"{notice}\n")
 
     def _read(self) -> list[dict[str, str]]:
@@ -108,7 +110,7 @@ def open_results(folder: Path | None, suffix: str, run: Run, row_type: type) -> 
     if folder is None:
         return None
     try:
-        return ResultsFile(folder, slug(run.gpu) + suffix, run, row_type)
+        return ResultsFile(folder, suffix, run, row_type)
     except OSError as error:
         advice = "give a folder that can be written."
         raise ProgramError(f"--results {folder}: {error.strerror}; {advice}") from error

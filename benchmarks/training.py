@@ -90,9 +90,9 @@ class Settings:
     """How a run is made."""
 
     workloads: Sequence[Workload]
-    stages: Sequence[Providers] = (EAGER, COMPILED)
+    stages: Sequence[Providers]
     """Providers that are timed in turn: all networks by the first ones, then by the next."""
-    steps: int = STEPS
+    steps: int
     folder: Path | None = None
     """Where the results file goes."""
     suffix: str = "-training"
@@ -123,9 +123,13 @@ def main(arguments: Sequence[str]) -> None:
         return
     # As training scripts do whose shapes stay the same.
     torch.backends.cudnn.benchmark = True
-    settings = Settings(workloads, folder=options.results)
-    if options.quick:
-        settings = Settings(workloads, (EAGER,), QUICK_STEPS, options.results, "-training-quick")
+    settings = Settings(
+        workloads,
+        stages=(EAGER,) if options.quick else (EAGER, COMPILED),
+        steps=QUICK_STEPS if options.quick else STEPS,
+        folder=options.results,
+        suffix="-training-quick" if options.quick else "-training",
+    )
     benchmark(Gpu(), settings, Deadline(options.minutes), console)
 
 

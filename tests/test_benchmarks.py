@@ -444,7 +444,7 @@ def test_a_speedup_is_by_the_time_that_counts():
 
 
 def test_the_results_file_is_complete_after_every_row(tmp_path):
-    file = results.ResultsFile(tmp_path, results.slug(RUN.gpu) + "-core", RUN, speed.Row)
+    file = results.ResultsFile(tmp_path, "-core", RUN, speed.Row)
     assert file.path == tmp_path / "some-gpu-80-gb-core.csv"
     assert file.path.read_text() == COLUMNS + "\n"
     measured = {"copy": measurement(1, 2)}
@@ -465,14 +465,14 @@ def test_the_results_file_is_complete_after_every_row(tmp_path):
     ],
 )
 def test_results_of_different_runs_are_not_mixed(other, words, tmp_path):
-    file = results.ResultsFile(tmp_path, "gpu", RUN, speed.Row)
+    file = results.ResultsFile(tmp_path, "", RUN, speed.Row)
     file.write(speed.make_row(SMALL[0], "step", "copy", {"copy": measurement(1, 2)}))
     later = dataclasses.replace(RUN, date="2026-01-02")
-    assert len(results.ResultsFile(tmp_path, "gpu", later, speed.Row).rows) == 1
+    assert len(results.ResultsFile(tmp_path, "", later, speed.Row).rows) == 1
     with pytest.raises(ValueError, match=words):
-        results.ResultsFile(tmp_path, "gpu", dataclasses.replace(later, **other), speed.Row)
+        results.ResultsFile(tmp_path, "", dataclasses.replace(later, **other), speed.Row)
     with pytest.raises(ValueError, match="other columns"):
-        results.ResultsFile(tmp_path, "gpu", later, timing.Measurement)
+        results.ResultsFile(tmp_path, "", later, timing.Measurement)
     assert len(read(file.path)) == 1
 
 
@@ -480,9 +480,9 @@ def test_results_of_different_runs_are_not_mixed(other, words, tmp_path):
 def test_results_of_no_commit_are_not_continued(commit, tmp_path):
     # The code may have changed between two runs of that name.
     run = dataclasses.replace(RUN, commit=commit)
-    results.ResultsFile(tmp_path, "gpu", run, speed.Row)
+    results.ResultsFile(tmp_path, "", run, speed.Row)
     with pytest.raises(ValueError, match=commit):
-        results.ResultsFile(tmp_path, "gpu", run, speed.Row)
+        results.ResultsFile(tmp_path, "", run, speed.Row)
 
 
 def test_a_run_from_gate_to_table(commit, tmp_path):

@@ -478,7 +478,7 @@ def test_a_run_from_gate_to_table(stages, quick_kernels, compilers, tmp_path, mo
     failures = table.count("prelu_gpu compile failed: RuntimeError: Inductor [broke]")
     assert failures == (2 if len(stages) > 1 else 0)
     assert "at this line" not in table
-    notices = tmp_path / "new" / "fake-gpu-training-notices.txt"
+    notices = tmp_path / "new" / "fake-gpu-notices.txt"
     failed = "{}, contiguous, prelu_gpu compile failed: RuntimeError: Inductor [broke]\n"
     assert (notices.read_text() if notices.exists() else "") == (
         failed.format("unet3d") + failed.format("srgan") if len(stages) > 1 else ""
