@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from rich.console import Console
 
 import prelu_gpu
-from benchmarks import tune
+from benchmarks import descent, tune, variants
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
+from benchmarks.descent import SAME, Field, Gain, Row, descend
 from benchmarks.program import Deadline, ProgramError, TimeUpError
 from benchmarks.timing import Gpu
-from benchmarks.tune import SAME, Field, Gain, Row, descend
 from prelu_gpu import launch
 from prelu_gpu.plan import Kind, gpu_rules
 
 ROW = Row(4, backward=False)
-PRESENT = {row: gpu_rules(132, *row) for row in tune.ROWS}
+PRESENT = {row: gpu_rules(132, *row) for row in descent.ROWS}
 SMALL = {"flat": Case("flat", (2, 6, 100), slope="shared"), "columns": Case("columns", (40, 6))}
 
 
@@ -39,7 +39,7 @@ class Axis(NamedTuple):
 AXES = [Axis(0, (0, 1, 2, 3)), Axis(1, (0, 1, 2, 3)), Axis(2, (0, 1, 2, 3))]
 
 
-def search(cost, present=(0, 0, 0), spread=0.0, failing=(), passes=2):
+def search(cost, present=(0, 0, 0), spread=0.0, failing=(), sweeps=2):
     """Every step of a descent over a fake cost, on one view."""
     proposed = []
 
@@ -54,7 +54,7 @@ def search(cost, present=(0, 0, 0), spread=0.0, failing=(), passes=2):
             for variant in variants
         ]
 
-    steps = list(descend(present, AXES, evaluate, passes))
+    steps = list(descend(present, AXES, evaluate, sweeps))
     return [best for best, _ in steps], steps[-1][1], proposed
 
 
@@ -63,7 +63,7 @@ def separable(variant):
 
 
 def test_the_optimum_of_a_separable_cost_is_found_in_one_pass():
-    best, gains, proposed = search(separable, passes=1)
+    best, gains, proposed = search(separable, sweeps=1)
     assert best == [(0, 0, 0), (3, 0, 0), (3, 1, 0), (3, 1, 2)]
     assert gains == {"view": Gain(8.0, 0.0)}
     # A field at a time, not all combinations.
@@ -75,8 +75,8 @@ def test_the_second_pass_finds_what_the_first_field_gains_beside_the_others():
         first, second, _ = variant
         return 10 + abs(first - second) - 2 * second
 
-    assert search(coupled, passes=1)[0][-1] == (0, 3, 0)
-    assert search(coupled, passes=2)[0][-1] == (3, 3, 0)
+    assert search(coupled, sweeps=1)[0][-1] == (0, 3, 0)
+    assert search(coupled, sweeps=2)[0][-1] == (3, 3, 0)
 
 
 def test_a_variant_that_failed_its_check_is_never_proposed():
@@ -105,13 +105,13 @@ def test_losses_keep_the_present_row():
 def test_only_views_on_which_rows_differ_compare_them():
     noisy = Gain(1.5, 0.4)
     gains = {"a": noisy, "b": Gain(1.1, 0.02)}
-    assert tune.beats(gains, {"a": noisy, "b": SAME})
-    assert not tune.beats(gains, gains)
-    assert not tune.beats({"a": noisy, "b": SAME}, gains)
+    assert descent.beats(gains, {"a": noisy, "b": SAME})
+    assert not descent.beats(gains, gains)
+    assert not descent.beats({"a": noisy, "b": SAME}, gains)
     # The spread of the row that is beaten counts too.
-    assert not tune.beats({"a": SAME, "b": Gain(1.1, 0.0)}, {"a": SAME, "b": Gain(1.0, 0.11)})
+    assert not descent.beats({"a": SAME, "b": Gain(1.1, 0.0)}, {"a": SAME, "b": Gain(1.0, 0.11)})
     # A loss on one view outweighs a smaller gain on another.
-    assert not tune.beats({"a": Gain(0.8, 0.0), "b": Gain(1.2, 0.0)}, {"a": SAME, "b": SAME})
+    assert not descent.beats({"a": Gain(0.8, 0.0), "b": Gain(1.2, 0.0)}, {"a": SAME, "b": SAME})
 
 
 @pytest.mark.parametrize("end", [TimeUpError, KeyboardInterrupt])
@@ -124,7 +124,7 @@ def test_searches_take_turns_and_keep_what_they_have_when_the_time_is_up(end):
         return [{"view": Gain(1 + sum(variant), 0.0)} for variant in variants]
 
     searches = {row: descend((0, 0, 0), AXES, evaluate) for row in ("a", "b")}
-    steps = list(tune.in_turn(searches))
+    steps = list(descent.in_turn(searches))
     assert [(row, best) for row, best, _ in steps] == [
         ("a", (0, 0, 0)), ("b", (0, 0, 0)), ("a", (3, 0, 0)), ("b", (3, 0, 0)), ("a", (3, 3, 0)),
     ]  # fmt: skip
@@ -134,13 +134,13 @@ def test_searches_of_different_lengths_all_end():
     def steps(count):
         return iter([(number, {}) for number in range(count)])
 
-    taken = [(row, number) for row, number, _ in tune.in_turn({"a": steps(1), "b": steps(3)})]
+    taken = [(row, number) for row, number, _ in descent.in_turn({"a": steps(1), "b": steps(3)})]
     assert taken == [("a", 0), ("b", 0), ("b", 1), ("b", 2)]
 
 
-@pytest.mark.parametrize("row", tune.ROWS, ids=str)
+@pytest.mark.parametrize("row", descent.ROWS, ids=str)
 def test_a_field_changes_nothing_but_itself(row):
-    fields = tune.fields(132, row.backward)
+    fields = descent.fields(132, row.backward)
     assert len({field.path for field in fields}) == len(fields)
     for field in fields:
         alternatives = field.alternatives(PRESENT[row])
@@ -148,18 +148,18 @@ def test_a_field_changes_nothing_but_itself(row):
         for variant in alternatives:
             changed = [f.path for f in fields if f.get(variant) != f.get(PRESENT[row])]
             assert changed == [field.path]
-            assert tune.replaced(variant, field.path, field.get(PRESENT[row])) == PRESENT[row]
+            assert descent.replaced(variant, field.path, field.get(PRESENT[row])) == PRESENT[row]
 
 
 def test_programs_are_counted_by_multiprocessor():
-    (field,) = (f for f in tune.fields(132, False) if f.path == "plane.programs")
+    (field,) = (f for f in descent.fields(132, False) if f.path == "plane.programs")
     assert field.written(PRESENT[ROW]) == "64"
     assert PRESENT[ROW].plane.programs == 64 * 132
     programs = {variant.plane.programs for variant in field.alternatives(PRESENT[ROW])}
     assert programs == {count * 132 for count in field.values} - {64 * 132}
 
 
-@pytest.mark.parametrize("row", tune.ROWS, ids=str)
+@pytest.mark.parametrize("row", descent.ROWS, ids=str)
 def test_every_view_has_its_own_kind_and_every_field_changes_a_plan(row):
     kinds = {
         "flat": Kind.FLAT, "planes": Kind.PLANE, "odd planes": Kind.ODD_PLANE,
@@ -171,18 +171,18 @@ def test_every_view_has_its_own_kind_and_every_field_changes_a_plan(row):
     def plan(case, rules):
         return dataclasses.replace(case, dtype=row.dtype).plan(row.op, rules)
 
-    assert set(kinds) == set(tune.VIEWS)
-    for name, case in tune.VIEWS.items():
+    assert set(kinds) == set(variants.VIEWS)
+    for name, case in variants.VIEWS.items():
         assert 2**24 < math.prod(case.shape) < 2**26
         assert plan(case, PRESENT[row]).kind is kinds[name]
     # Every field matters somewhere.
-    for field in tune.fields(132, row.backward):
+    for field in descent.fields(132, row.backward):
         plans = {
             (case.name, repr(plan(case, variant)))
-            for case in tune.VIEWS.values()
+            for case in variants.VIEWS.values()
             for variant in [PRESENT[row], *field.alternatives(PRESENT[row])]
         }
-        assert len(plans) > len(tune.VIEWS), field.path
+        assert len(plans) > len(variants.VIEWS), field.path
 
 
 def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
@@ -196,24 +196,24 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
     monkeypatch.setattr(launch, "plan", recorded)
     x = torch.randn(40, 6, device=device, requires_grad=True)
     weight = torch.rand(6, device=device, requires_grad=True)
-    variants = [
+    tried = [
         PRESENT[ROW],
-        tune.replaced(PRESENT[ROW], "column.rows", 4),
-        tune.replaced(PRESENT[ROW], "plane_fill", 0.5),
+        descent.replaced(PRESENT[ROW], "column.rows", 4),
+        descent.replaced(PRESENT[ROW], "plane_fill", 0.5),
     ]
     before = launch.rules
     used = []
 
     def fail_in_use():
-        with tune.using(ROW) as use:
+        with variants.using(ROW) as use:
             functions = set()
-            for variant in (*variants, *variants):
+            for variant in (*tried, *tried):
                 use(variant)
                 functions.add(launch.rules)
                 used.append(launch.rules(device, 4, False))
                 prelu_gpu.prelu(x, weight).sum().backward()
             # What is planned is kept by this function: once for each variant.
-            assert len(functions) == len(variants)
+            assert len(functions) == len(tried)
             # Other rows are planned as ever.
             assert launch.rules(device, 4, True) == before(device, 4, True)
             assert launch.rules(device, 2, False) == before(device, 2, False)
@@ -222,8 +222,8 @@ def test_launches_are_planned_by_the_variant_in_use(monkeypatch, device):
     with pytest.raises(ZeroDivisionError):
         fail_in_use()
     assert launch.rules is before
-    assert used == variants * 2
-    assert set(variants) <= set(planned)
+    assert used == tried * 2
+    assert set(tried) <= set(planned)
 
 
 class FakeDevice:
@@ -254,7 +254,7 @@ class FakeDevice:
 
 @pytest.fixture
 def few_rounds(monkeypatch):
-    monkeypatch.setattr(tune, "measure", partial(tune.measure, rounds=3))
+    monkeypatch.setattr(variants, "measure", partial(variants.measure, rounds=3))
 
 
 @pytest.fixture
@@ -262,11 +262,11 @@ def bench(few_rounds):
     """A bench for a row, with its lines."""
 
     def make(row, time_us=lambda rules: 10000.0, views=SMALL, deadline=None):
-        made = tune.Bench(
+        made = variants.Bench(
             FakeDevice(row, time_us),
             row,
             PRESENT[row],
-            tune.fields(132, row.backward),
+            descent.fields(132, row.backward),
             deadline or Deadline(math.inf),
             lambda timing: made.lines.append(timing),
             views,
@@ -281,13 +281,13 @@ def bench(few_rounds):
 @pytest.mark.parametrize("row", [Row(4, False), Row(2, True)], ids=str)
 def test_variants_are_checked_and_timed_beside_the_present_row(row, bench, monkeypatch):
     checked = []
-    check = tune.check
+    check = variants.check
 
     def recorded(case, device):
         checked.append((case.dtype, launch.rules(device, *row)))
         return check(case, device)
 
-    monkeypatch.setattr(tune, "check", recorded)
+    monkeypatch.setattr(variants, "check", recorded)
 
     def time_us(rules):
         return 8000.0 if rules.plane.size == 2048 else 10000.0
@@ -296,7 +296,7 @@ def test_variants_are_checked_and_timed_beside_the_present_row(row, bench, monke
     assert made.evaluate([PRESENT[row]]) == [{"flat": SAME, "columns": SAME}]
     assert made.lines == []
 
-    fast = tune.replaced(PRESENT[row], "plane.size", 2048)
+    fast = descent.replaced(PRESENT[row], "plane.size", 2048)
     assert made.evaluate([fast]) == [{"flat": Gain(1.25, 0.0), "columns": SAME}]
     assert [(line.view, line.variant, line.device_us, line.gain) for line in made.lines] == [
         ("flat", "as it is", 10000.0, 1.0),
@@ -322,9 +322,9 @@ def row_name(row):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU has no kernels where there is a GPU")
 @pytest.mark.parametrize("fault", ["wrong", "raises"])
 def test_a_variant_that_is_not_right_is_not_timed(fault, bench, monkeypatch):
-    bad = tune.replaced(PRESENT[ROW], "plane.size", 2048)
-    good = tune.replaced(PRESENT[ROW], "plane.size", 8192)
-    check = tune.check
+    bad = descent.replaced(PRESENT[ROW], "plane.size", 2048)
+    good = descent.replaced(PRESENT[ROW], "plane.size", 8192)
+    check = variants.check
 
     def faulty(case, device):
         if launch.rules(device, *ROW) != bad:
@@ -333,7 +333,7 @@ def test_a_variant_that_is_not_right_is_not_timed(fault, bench, monkeypatch):
             raise RuntimeError("no such tile\nand more")
         return ["forward: 1 of 1200 elements are wrong"]
 
-    monkeypatch.setattr(tune, "check", faulty)
+    monkeypatch.setattr(variants, "check", faulty)
     made = bench(ROW)
     made.evaluate([PRESENT[ROW]])
     assert made.evaluate([bad, good]) == [None, {"flat": Gain(1.0, 0.0), "columns": SAME}]
@@ -374,7 +374,7 @@ def quiet():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU has no kernels where there is a GPU")
 def test_a_sweep_proposes_what_is_faster_and_says_keep_elsewhere(few_rounds, monkeypatch):
     # PyTorch's operator for the interpreted kernels, which are not what is tested, nor is the gate.
-    monkeypatch.setattr(tune, "check", lambda case, device: [])
+    monkeypatch.setattr(variants, "check", lambda case, device: [])
     monkeypatch.setattr(prelu_gpu, "prelu", lambda x, weight, dim=1: F.prelu(x, weight))
     monkeypatch.setattr(launch, "rules", lambda device, *row: PRESENT[row])
     monkeypatch.setattr(tune, "fields", few_fields)
@@ -396,7 +396,7 @@ def test_a_sweep_proposes_what_is_faster_and_says_keep_elsewhere(few_rounds, mon
     (gain,) = (line for line in gains.splitlines() if "4 bytes, forward" in line)
     assert gain.split()[-3:] == ["2.000x", "2.000", "(0.000)"]
     assert {line.view for line in lines} == {"flat"}
-    assert {(line.itemsize, line.op) for line in lines} == set(map(row_name, tune.ROWS))
+    assert {(line.itemsize, line.op) for line in lines} == set(map(row_name, descent.ROWS))
 
 
 def test_a_sweep_that_has_no_time_prints_so(monkeypatch):
@@ -411,8 +411,8 @@ def test_without_a_gpu_the_space_is_printed(monkeypatch, tmp_path, capsys):
     assert main(["tune", "--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert output.startswith("Nothing is timed: there is no GPU here")
-    for row in tune.ROWS:
-        fields = tune.fields(132, row.backward)
+    for row in descent.ROWS:
+        fields = descent.fields(132, row.backward)
         for field in fields:
             assert output.count(f"{field.path.removeprefix('rules.')} ") in (2, 4)
         total = sum(len(field.alternatives(PRESENT[row])) for field in fields)
@@ -428,11 +428,11 @@ def test_a_short_sweep_on_a_gpu(monkeypatch):
     monkeypatch.setattr(tune, "fields", few_fields)
     console, lines, before = quiet(), [], launch.rules
     gpu = Gpu()
-    views = {name: tune.VIEWS[name] for name in ("flat", "planes")}
+    views = {name: variants.VIEWS[name] for name in ("flat", "planes")}
     with gpu.stream():
         tune.sweep(gpu, 132, Deadline(1), lines.append, console, views)
     output = console.file.getvalue()
-    for row in tune.ROWS:
+    for row in descent.ROWS:
         assert output.count(row.title) >= 2
     assert {line.view for line in lines} == set(views)
     for line in lines:
