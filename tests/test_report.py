@@ -242,6 +242,7 @@ def test_a_backward_may_hold_one_mib(results):
     line = lines(found)["memory of the backward beside the gradients"]
     assert [value.setting.case for value in line.values] == ["good", "bad"]
     assert [value.setting.case for value in line.below] == ["bad"]
+    assert line.figure == 1 + 1 / MIB
 
 
 def test_every_row_below_the_bar_is_printed_with_its_numbers(readme, tmp_path, capsys):
