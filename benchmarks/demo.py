@@ -247,6 +247,7 @@ def import_prelu_gpu(device: torch.device) -> ModuleType:
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the kernels are imported
     import prelu_gpu
+    from prelu_gpu import functional
     from prelu_gpu.backend import Backend, backend, reason
 
     if backend(device) is Backend.EAGER:
@@ -254,6 +255,8 @@ def import_prelu_gpu(device: torch.device) -> ModuleType:
             f"--device {device}: the kernels cannot run ({reason(device)}); "
             "use Linux with triton installed"
         )
+    # Its pictures are small: on a GPU PyTorch's operator would serve most of them.
+    functional.EAGER_BELOW = 0
     return prelu_gpu
 
 

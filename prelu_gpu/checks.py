@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
-_DTYPES = (*HALF, torch.float32, torch.float64)
+DTYPES = frozenset((*HALF, torch.float32, torch.float64))
 _MISMATCH = (
     "prelu: Mismatch of parameter numbers and input channel size. "
     "Found parameter numbers = {} and channel size = {}."
@@ -104,7 +104,7 @@ def check_tensor(function: str, name: str, position: int, value: Tensor) -> None
             f"{'quantized' if value.is_quantized else form} tensor. Convert it first "
             "(.to_dense(), .to_padded_tensor(), .dequantize())."
         )
-    if value.dtype not in _DTYPES:
+    if value.dtype not in DTYPES:
         raise RuntimeError(
             f"{function}: not implemented for '{_name(value)}' {name}. "
             "Float, Double, Half and BFloat16 are: cast it with .to(dtype)."

@@ -23,9 +23,9 @@ from .backend import (
     is_plain,
     is_watched,
 )
-from .checks import HALF, check_negative_slope, check_prelu, check_tensor
+from .checks import DTYPES, HALF, check_negative_slope, check_prelu, check_tensor
 from .ops import kernels
-from .plan import SMALL, is_dense
+from .plan import SMALL, dense_stride, is_dense
 
 if WITHOUT_TRITON is None:
     from . import launch
@@ -44,7 +44,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
 
     from *Delving Deep into Rectifiers* (He et al., 2015, arXiv:1502.01852). Bit for bit the forward
     of :func:`torch.nn.functional.prelu`; the backward makes both gradients in one pass and sums the
-    slope's in float32 (float64 for float64) before its one rounding.
+    slope's in float32 (float64 for float64) before its one rounding. On a GPU, inputs of less than
+    2**22 elements go to PyTorch's own operator where it means the same: a call is quicker so.
 
     Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is, where
     PyTorch rounds it first.
@@ -71,7 +72,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         _is_small(input)
         and type(weight) in PLAIN_TYPES
         and input.dtype is weight.dtype
-        and weight.dim() < 2
+        and weight.dim() == 1
+        and type(dim) is int
         and (dim == 1 or weight.numel() == 1)
         and not (weight.dtype in HALF and weight.requires_grad and torch.is_grad_enabled())
         and not torch._C._is_any_autocast_enabled()
@@ -79,12 +81,11 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         try:
             return torch.prelu(input, weight)
         except RuntimeError:
-            _check_tensors(input, weight)
-            check_prelu(input, weight, dim)
-            raise
+            pass  # What is refused is named below.
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
-    _check_tensors(input, weight)
+    check_tensor("prelu", "input", 1, input)
+    check_tensor("prelu", "weight", 2, weight)
     x, weight = _autocast(input, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
@@ -109,7 +110,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     .. math:: \text{LeakyReLU}(x) = \max(0, x) + \text{negative\_slope} \cdot \min(0, x)
 
     from *Rectifier Nonlinearities Improve Neural Network Acoustic Models* (Maas et al., 2013).
-    Bit for bit :func:`torch.nn.functional.leaky_relu`.
+    Bit for bit :func:`torch.nn.functional.leaky_relu`, which serves small inputs itself.
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
@@ -127,8 +128,11 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
             that requires grad, memory that overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
-    if _is_small(input) and type(negative_slope) is float:
-        return F.leaky_relu(input, negative_slope, inplace)
+    if _is_small(input) and isinstance(negative_slope, (float, int)):
+        try:
+            return F.leaky_relu(input, negative_slope, inplace)
+        except RuntimeError:
+            pass  # What is refused is named below.
     if has_torch_function_unary(input):
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
@@ -150,11 +154,6 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     return y
 
 
-def _check_tensors(input: Tensor, weight: Tensor) -> None:
-    check_tensor("prelu", "input", 1, input)
-    check_tensor("prelu", "weight", 2, weight)
-
-
 def _is_small(x: Tensor) -> bool:
     """Whether x is so small that the host's time decides, and PyTorch's operator has the least.
 
@@ -164,7 +163,9 @@ def _is_small(x: Tensor) -> bool:
     if is_dynamo_compiling() or type(x) not in PLAIN_TYPES:
         return False
     size = x.numel()
-    return type(size) is int and size < EAGER_BELOW
+    return (
+        type(size) is int and size < EAGER_BELOW and x.dtype in DTYPES and x.layout is torch.strided
+    )
 
 
 def _may_write(x: Tensor) -> bool:
@@ -187,7 +188,7 @@ def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
     between them take the slope along too: a copy of it that is so much larger, and its gradient
     summed once more.
     """
-    strides = launch.result_stride(x)
+    strides = dense_stride(x.shape, x.stride())
     order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)  # outermost first
     x, weight = x.permute(order), weight.permute(order)
     varying = [d for d, size in enumerate(weight.shape) if size != 1]

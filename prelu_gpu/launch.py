@@ -6,6 +6,7 @@ Arguments are taken as checked (checks.py), non-differentiable, on a device with
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from .backend import INTERPRETED
@@ -26,9 +28,9 @@ from .plan import (
     Launch,
     Plan,
     Rules,
+    dense_stride,
     gpu_rules,
     interpreter_rules,
-    is_dense,
     plan,
     sum_plan,
     view,
@@ -36,9 +38,10 @@ from .plan import (
 
 SEEN_TO_LAUNCH_DIRECTLY: frozenset[str] = frozenset()
 """Versions of Triton whose compiled kernels a GPU launched right without Triton's look-up, which
-takes the host longer than a small kernel runs."""
+takes the host longer than a small kernel runs. Triton's debug and inspection knobs are those of a
+kernel's first launch then."""
 
-DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.hip is None
+DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.cuda is not None
 
 _INTERPRETER = threading.Lock()
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
@@ -107,11 +110,6 @@ def leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) ->
     grad_x, _ = _backward(grad_y, saved, *slope, None, True, False)
     assert grad_x is not None
     return grad_x
-
-
-def result_stride(x: Tensor) -> tuple[int, ...]:
-    """Strides of y and grad_x: those of x where it is dense, else dense ones in their order."""
-    return _result_stride(x.shape, x.stride())
 
 
 def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
@@ -204,8 +202,7 @@ def plan_call(
     row = rules(device, dtype.itemsize, backward)
     if deterministic:
         row = dataclasses.replace(row, atomic=False)
-    stride = _result_stride(shape, x_stride)
-    layout = view(shape, stride, channel_dim, x_stride, grad_y_stride)
+    layout = view(shape, dense_stride(shape, x_stride), channel_dim, x_stride, grad_y_stride)
     planned = plan(layout, dtype.itemsize, row)
     call = bind(
         _KERNELS[planned.kind is Kind.COLUMN, backward],
@@ -216,9 +213,10 @@ def plan_call(
 
 
 def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
-    """The call of a launch; a kernel takes what it has parameters for."""
+    """The call of a launch; of the constants, a kernel takes what it has parameters for."""
     named = {**launch.sizes, **launch.constants, **constants}
-    return Call(kernel, launch, tuple(named[n] for n in kernel.arg_names if n in named), {})
+    names = itertools.dropwhile(lambda name: name not in named, kernel.arg_names)
+    return Call(kernel, launch, tuple(named[name] for name in names), {})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -241,8 +239,11 @@ def run(call: Call, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...])
         if key in call.compiled:
             compiled = call.compiled[key]
             compiled[(*call.launch.grid, 1, 1)[:3]](*tensors, *call.arguments)
-        else:
-            call.compiled[key] = _launch(call, tensors)
+            return
+        compiled = _launch(call, tensors)
+        # Not what a hook has kept from being compiled, or is still being compiled.
+        if isinstance(compiled, CompiledKernel):
+            call.compiled[key] = compiled
 
 
 def _launch(call: Call, tensors: tuple[Any, ...]) -> Any:
@@ -306,13 +307,6 @@ def _counters(device: torch.device, channels: int) -> Tensor:
         counters = torch.zeros(max(channels, 1024), dtype=torch.int32, device=device)
         _COUNTERS[device, stream] = counters
     return counters
-
-
-@functools.lru_cache(maxsize=4096)
-def _result_stride(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
-    if is_dense(shape, stride):
-        return stride
-    return torch.empty_strided(shape, stride, device="meta").clone().stride()
 
 
 def _slopes(weight: Tensor) -> Tensor:

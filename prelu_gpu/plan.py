@@ -114,6 +114,33 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return True
 
 
+def dense_stride(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides that PyTorch gives the result of an elementwise operation on a tensor.
+
+    Its own if it is dense, else dense ones in their order, by the sort of PyTorch's TensorIterator:
+    of equal strides the smaller size is the inner, and those of 0 are passed over.
+    """
+    if 0 in shape or is_dense(shape, stride):
+        return stride
+    order = list(reversed(range(len(shape))))  # innermost first
+    for last in range(1, len(order)):
+        place = last
+        for other in reversed(range(last)):
+            inner, outer = ((stride[order[i]], shape[order[i]]) for i in (other, place))
+            if 0 in (inner[0], outer[0]):
+                continue
+            if inner > outer:
+                order[other], order[place] = order[place], order[other]
+                place = other
+            elif inner[0] < outer[0]:
+                break
+    dense, step = [0] * len(shape), 1
+    for d in order:
+        dense[d] = step
+        step *= shape[d]
+    return tuple(dense)
+
+
 def same_layout(shape: tuple[int, ...], stride: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two tensors of one shape lie alike in memory; a dimension of size 1 has no say."""
     return all(size == 1 or a == b for size, a, b in zip(shape, stride, other, strict=True))

@@ -84,6 +84,7 @@ def test_what_was_compiled_for_such_tensors_is_launched_again(monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch, "DIRECT_LAUNCH", True)
     monkeypatch.setattr(launch, "_on", lambda device: launch._UNCHANGED)
+    monkeypatch.setattr(launch, "CompiledKernel", Kernel)
     log = []
     call = launch.Call(Kernel(log, "kernel"), launch.Launch((3, 2), 4, {}, {}), (), {})
     x, y, odd = torch.empty(8), torch.empty(8), torch.empty(8)[1:]
@@ -94,9 +95,33 @@ def test_what_was_compiled_for_such_tensors_is_launched_again(monkeypatch):
     assert log[1][2] == [y.data_ptr(), x.data_ptr()]
 
 
+@pytest.mark.parametrize("compiled", [None, object()], ids=["a hook's", "not there yet"])
+def test_what_is_no_compiled_kernel_is_looked_up_again(compiled, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "DIRECT_LAUNCH", True)
+    monkeypatch.setattr(launch, "_on", lambda device: launch._UNCHANGED)
+    looked_up = []
+    monkeypatch.setattr(launch, "_launch", lambda *call: looked_up.append(call) or compiled)
+    call = launch.Call(None, launch.Launch((1,), 4, {}, {}), (), {})
+    for _ in range(2):
+        launch.run(call, (torch.empty(8),), (torch.empty(8),))
+    assert len(looked_up) == 2
+
+
+def test_every_parameter_after_the_tensors_has_an_argument():
+    class Kernel:
+        arg_names = ("x_ptr", "y_ptr", "rows", "V", "BLOCK")
+
+    plan = launch.Launch((1,), 4, {"rows": 3}, {"V": 4, "UNUSED": 1})
+    assert launch.bind(Kernel, plan, BLOCK=8).arguments == (3, 4, 8)
+    with pytest.raises(KeyError, match="BLOCK"):
+        launch.bind(Kernel, plan)
+
+
 def test_no_version_is_launched_directly_that_was_not_seen_to():
     assert (
-        launch.triton.__version__ in launch.SEEN_TO_LAUNCH_DIRECTLY and torch.version.hip is None
+        launch.triton.__version__ in launch.SEEN_TO_LAUNCH_DIRECTLY
+        and torch.version.cuda is not None
     ) == launch.DIRECT_LAUNCH
 
 

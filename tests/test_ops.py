@@ -244,3 +244,29 @@ def test_a_graph_made_by_make_fx_is_pytorchs(mode, device):
     graph = make_fx(lambda x, w: prelu(x, w), tracing_mode=mode)(x, weight)
     assert not any("prelu_gpu" in str(node.target) for node in graph.graph.nodes)
     assert torch.equal(graph(2 * x, weight), prelu(2 * x, weight))
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_same_at_the_first_call_and_at_later_ones(device):
+    """Selective checkpointing recomputes by what it saw."""
+    x = randn((2, 6, 4, 7), torch.float32, device)[:, :, ::2, 1:4]
+    weight = randn((1, 6, 1, 1), torch.float32, device, seed=1)
+    launch.plan_call.cache_clear()
+    seen = []
+    for _ in range(2):
+        with Seen() as mode:
+            prelu(x, weight)
+        seen.append(mode.names)
+    assert seen[0] == seen[1]
+    assert "prelu_gpu.prelu.default" in seen[0]

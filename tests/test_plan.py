@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from prelu_gpu.plan import (
     Kind,
     View,
     choose_kind,
+    dense_stride,
     gpu_rules,
     interpreter_rules,
     is_dense,
@@ -78,6 +80,18 @@ def test_view_of_the_layouts_in_use(x, dim, expected):
 )
 def test_is_dense_agrees_with_pytorch(x):
     assert is_dense(x.shape, x.stride()) == torch.ops.aten.is_non_overlapping_and_dense(x)
+
+
+def test_results_have_the_strides_that_pytorch_gives_them():
+    choice = random.Random(0).choices
+    for _ in range(5000):
+        dims = choice(range(6))[0]
+        shape, stride = (tuple(choice(of, k=dims)) for of in ((0, *[1, 2, 3] * 4), STRIDES))
+        expected = torch.empty_like(torch.empty_strided(shape, stride)).stride()
+        assert dense_stride(shape, stride) == expected, (shape, stride)
+
+
+STRIDES = (0, 1, 2, 3, 4, 6, 8, 12, 24)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -101,31 +102,58 @@ def test_what_pytorchs_operator_does_not_mean_is_a_kernels(device, served):
     assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.usefixtures("limit")
-@pytest.mark.parametrize(
-    ("x", "weight", "options", "words"),
-    [
-        (torch.ones(2, 3), torch.ones(4), {}, "channel size = 3. Channels are along dim 1"),
-        (torch.ones(3), torch.ones(3), {}, "An input of one dimension has one channel"),
-        (torch.ones(()), torch.ones(3), {}, "Not allow zero-dim input tensor"),
-        (torch.ones(2, 3).long(), torch.ones(3).long(), {}, "not implemented for 'int64' input"),
-        (torch.ones(2, 3), torch.ones(3).to("meta"), {}, "Move one with"),
-        (torch.ones(2, 3).to_sparse(), torch.ones(3), {}, "expected a dense input"),
-        (torch.ones(2, 3, 4), torch.ones(2, 2), {}, "channel size = 3"),
-    ],
-)
-def test_errors_are_those_of_any_size(x, weight, options, words):
-    with pytest.raises(RuntimeError, match=words):
-        prelu(x, weight, **options)
+def quantised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by PyTorch
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+
+
+def refusal(call):
+    """What an error is, and that it is one."""
+    with pytest.raises((RuntimeError, TypeError, IndexError)) as info:
+        call()
+    assert info.value.__context__ is None or info.value.__suppress_context__
+    return type(info.value), str(info.value)
+
+
+REFUSED = {
+    "channels": lambda: prelu(torch.ones(2, 3), torch.ones(4)),
+    "one dimension": lambda: prelu(torch.ones(3), torch.ones(3)),
+    "no dimension": lambda: prelu(torch.ones(()), torch.ones(3)),
+    "integers": lambda: prelu(torch.ones(2, 3).long(), torch.ones(3).long()),
+    "dtypes": lambda: prelu(torch.ones(2, 3), torch.ones(3).double()),
+    "devices": lambda: prelu(torch.ones(2, 3), torch.ones(3, device="meta")),
+    "sparse": lambda: prelu(torch.ones(2, 3).to_sparse(), torch.ones(3)),
+    "mkldnn": lambda: prelu(torch.ones(2, 3).to_mkldnn(), torch.ones(3)),
+    "quantised": lambda: prelu(quantised(), quantised()),
+    "rank": lambda: prelu(torch.ones(2, 3, 4), torch.ones(2, 2)),
+    "dim of one slope": lambda: prelu(torch.ones(2, 3), torch.ones(1), dim="channels"),
+    "dim": lambda: prelu(torch.ones(2, 3), torch.ones(3), dim=1.0),
+    "leaky integers": lambda: leaky_relu(torch.ones(3).int(), 0.2),
+    "leaky meta integers": lambda: leaky_relu(torch.ones(3, device="meta").int(), 0.2),
+    "leaky sparse": lambda: leaky_relu(torch.ones(3).to_sparse(), 0.2),
+    "leaky slope": lambda: leaky_relu(torch.ones(3), 1e39),
+    "leaky leaf": lambda: leaky_relu(torch.ones(3, requires_grad=True), 0.2, inplace=True),
+    "no tensor": lambda: prelu([1.0], torch.ones(1)),
+    "no slope": lambda: prelu(torch.ones(2), 0.5),
+    "leaky no tensor": lambda: leaky_relu(1.0),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+def test_errors_are_those_of_any_size(call, monkeypatch):
+    expected = refusal(call)
+    monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT)
+    assert refusal(call) == expected
 
 
 @pytest.mark.usefixtures("limit")
-@pytest.mark.parametrize(
-    ("args", "error"), [(([1.0], torch.ones(1)), TypeError), ((torch.ones(2), 0.5), TypeError)]
-)
-def test_what_is_no_tensor_is_still_an_error(args, error):
-    with pytest.raises(error, match="must be Tensor"):
-        prelu(*args)
+@pytest.mark.parametrize("negative_slope", [0, 1, True, 0.5])
+def test_any_number_is_a_slope(negative_slope, device, served):
+    x, _ = arguments(device)
+    y, by_kernel = served(leaky_relu, x, negative_slope)
+    assert not by_kernel
+    assert_same(y, F.leaky_relu(x, float(negative_slope)))
 
 
 @pytest.mark.usefixtures("limit")
