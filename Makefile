@@ -74,7 +74,7 @@ tune: gpu
 	$(PYTHON) -m benchmarks tune --minutes 7 --results $(RESULTS)
 
 gpu-check-training: gpu
-	$(PYTHON) -m benchmarks.training --minutes 7 --results $(RESULTS)
+	$(PYTHON) -m benchmarks training --minutes 7 --results $(RESULTS)
 
 gpu: $(ready)
 	$(PYTHON) -m benchmarks --require-gpu

@@ -15,19 +15,18 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import prelu_gpu
+from benchmarks.cases import H100_MULTIPROCESSORS
+from benchmarks.program import make_table, open_console
 from prelu_gpu import functional, launch, ops
 from prelu_gpu.backend import Backend
 from prelu_gpu.plan import SMALL, Rules, gpu_rules
 
 ROUNDS = 7
 CALLS = 2000
-H100_MULTIPROCESSORS = 132
 
 
 class Cost(NamedTuple):
@@ -110,19 +109,17 @@ def _rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
 
 def host_table() -> Table:
     """The measured costs."""
-    table = Table(
+    table = make_table(
+        ["call"],
+        ["torch", "prelu_gpu", "prelu_gpu, small"],
         title=f"The host's microseconds of a call, launches left out; medians of {ROUNDS} rounds",
         caption="torch computes its few elements; small is the route of tensors below "
-        f"{SMALL} elements",
-        box=box.SIMPLE_HEAD,
+        f"{SMALL:,} elements",
     )
-    table.add_column("call")
-    for column in ("torch", "prelu_gpu", "prelu_gpu, small"):
-        table.add_column(column, justify="right")
     for cost in measure():
         table.add_row(cost.call, *(f"{us:.1f}" for us in cost[1:]))
     return table
 
 
 if __name__ == "__main__":
-    Console().print(host_table())
+    open_console().print(host_table())

@@ -34,6 +34,8 @@ from benchmarks.cases import (
     check,
     is_in,
 )
+from benchmarks.host import host_table
+from benchmarks.outlook import print_outlook
 from benchmarks.program import (
     Deadline,
     ProgramError,
@@ -114,8 +116,6 @@ def main(arguments: Sequence[str]) -> None:
 
     console = open_console(200)
     if obstacle:
-        from benchmarks.outlook import print_outlook  # nothing that a GPU's run needs
-
         console.print(f"Nothing is timed: {obstacle}", soft_wrap=True)
         print_outlook(options.cases, console)
         return
@@ -127,6 +127,7 @@ def main(arguments: Sequence[str]) -> None:
         suffix="-quick" if options.quick else "-core" if options.core else "",
     )
     benchmark(Gpu(), options.cases, settings, Deadline(options.minutes), console)
+    console.print(host_table())
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
