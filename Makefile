@@ -67,7 +67,7 @@ gpu-check-sanitizer: gpu
 
 gpu-check-bench: gpu
 	$(PYTHON) -m benchmarks --minutes 7 --results $(RESULTS)
-	$(PYTHON) -m benchmarks report $(RESULTS)/*.csv
+	$(PYTHON) -m benchmarks report $(RESULTS)
 
 # Sweeps the rule table of prelu_gpu/plan.py and proposes another; the library itself never tunes.
 tune: gpu

@@ -1,7 +1,7 @@
 """Makes README's table of speed, and the plots, from results files; lists what is below the bar.
 
     python -m benchmarks report            reads benchmarks/results, writes README's table, draws
-    python -m benchmarks report CSV ...    reads these files, draws beside them
+    python -m benchmarks report PATH ...   reads these files or folders, draws beside them
     python -m benchmarks report --check    only says whether README agrees; exit status 1 if not
 
 Files <gpu>.csv, <gpu>-core.csv and <gpu>-training.csv belong together. Where the first two hold the
@@ -37,14 +37,21 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the program."""
     options = parse(arguments)
     try:
-        all_results = read(options.csv or find(RESULTS))
-        old = options.readme.read_text(encoding="utf-8")
-        new = with_block(old, block(all_results, options.readme.parent), options.readme)
-        if options.check:
-            check(old == new, options.readme)
-            return
-        options.readme.write_text(new, encoding="utf-8")
-        drawn = [path for results in all_results for path in draw(results)]
+        all_results = read(
+            csv
+            for path in options.paths or [RESULTS]
+            for csv in (find(path) if path.is_dir() else [path])
+        )
+        written = []
+        if options.readme:
+            old = options.readme.read_text(encoding="utf-8")
+            new = with_block(old, block(all_results, options.readme.parent), options.readme)
+            if options.check:
+                check(old == new, options.readme)
+                return
+            options.readme.write_text(new, encoding="utf-8")
+            written.append(options.readme)
+        written += [path for results in all_results for path in draw(results)]
     except OSError as error:
         advice = "give files that can be read and written."
         raise ProgramError(f"{error.filename}: {error.strerror}; {advice}") from error
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(NOT_MEASURED, soft_wrap=True, markup=False)
     for results in all_results:
         print_bar(results, console)
-    for path in (options.readme, *drawn):
+    for path in written:
         console.print(f"Written: {path}", soft_wrap=True)
 
 
@@ -68,17 +75,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "is below the bar.",
     )
     parser.add_argument(
-        "csv", nargs="*", type=Path, metavar="CSV", help="default: those of benchmarks/results"
+        "paths", nargs="*", type=Path, metavar="PATH", help="default: benchmarks/results"
     )
     parser.add_argument(
-        "--readme", type=Path, default=README, metavar="README.md", help="default: the checkout's"
+        "--readme",
+        type=Path,
+        metavar="README.md",
+        help="where the table is written; the checkout's, unless other results are read",
     )
     parser.add_argument(
         "--check",
         action="store_true",
         help="change nothing; exit status 1 if the README's table is not what the files give",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.readme is None and not options.paths:
+        options.readme = README
+    if options.check and options.readme is None:
+        parser.error("--check of other results than the checkout's: give the --readme, too")
+    return options
 
 
 def check(agrees: bool, readme: Path) -> None:

@@ -97,6 +97,20 @@ def test_the_check_changes_nothing_and_sees_every_difference(readme, tmp_path, c
     assert main(["report", *arguments, "--check"]) == 1
 
 
+def test_other_results_than_the_checkouts_leave_its_readme(readme, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "README", readme)
+    before = readme.read_text()
+    write(tmp_path / "gpu.csv", step(100, {"eager": 210}))
+    (tmp_path / "gpu-tune.csv").write_text("of another program\n")
+    assert main(["report", str(tmp_path)]) == 0
+    assert "gpu-speedup.png" in capsys.readouterr().out
+    assert (tmp_path / "gpu-speedup.png").exists()
+    assert readme.read_text() == before
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path), "--check"])
+    assert "give the --readme" in capsys.readouterr().err
+
+
 def test_the_block_names_where_its_figures_come_from(readme, tmp_path):
     (tmp_path / "results").mkdir()
     path = write(tmp_path / "results" / "gpu.csv", step(100, {"eager": 210}))
