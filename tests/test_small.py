@@ -90,16 +90,24 @@ def test_slope_gradients_in_half_precision_are_summed_by_the_kernel(dtype, devic
 
 
 @pytest.mark.usefixtures("limit")
-def test_what_pytorchs_operator_does_not_mean_is_a_kernels(device, served):
+def test_what_pytorchs_operator_does_not_mean_is_a_kernels(device, served, monkeypatch):
+    tried, operator = [], torch.prelu
+    monkeypatch.setattr(torch, "prelu", lambda *args: tried.append(args) or operator(*args))
     x, weight = arguments(device)
-    assert served(prelu, x, weight[:5], dim=2)[1]
-    assert not served(prelu, x, weight[:1], dim=2)[1]
-    assert served(prelu, x, weight[None, :, None])[1]
+    square = randn((4, 6, 6), torch.float32, device)
+    assert served(prelu, square, weight, dim=2)[1]
+    assert_same(prelu(square, weight, dim=2), torch.where(square > 0, square, weight * square))
+    for slopes in (weight[None, :, None], weight[0], weight[:1, None, None]):
+        assert served(prelu, x, slopes)[1]
     assert served(prelu, x.half(), weight)[1]
     with torch.autocast(device.type, torch.bfloat16):
         y, by_kernel = served(prelu, x, weight)
     assert by_kernel
     assert y.dtype == torch.bfloat16
+    # To be refused by it takes longer than a kernel.
+    assert not tried
+    assert not served(prelu, x, weight[:1], dim=2)[1]
+    assert len(tried) == 1
 
 
 def quantised():
