@@ -14,6 +14,7 @@ from torch import nn
 
 import prelu_gpu
 from benchmarks import demo, photos, srgan
+from prelu_gpu import functional
 from prelu_gpu.backend import Backend
 
 ROOT = Path(__file__).parent.parent
@@ -550,3 +551,9 @@ def test_help_names_the_photograph_that_is_held_out(capsys):
         demo.main(["--help"])
     assert left.value.code == 0
     assert "the last by name is held out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_demo_shows_kernels_though_its_pictures_are_small(monkeypatch, device):
+    monkeypatch.setattr(functional, "EAGER_BELOW", 2**22)
+    demo.import_prelu_gpu(device)
+    assert functional.EAGER_BELOW == 0

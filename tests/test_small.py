@@ -189,13 +189,14 @@ def test_every_test_but_these_meets_kernels(device):
     assert INTERPRETED or device.type != "cpu"
 
 
-def test_a_users_limit_is_the_rule_tables():
-    program = (
-        "from prelu_gpu import functional, plan; assert functional.EAGER_BELOW == plan.SMALL > 0"
-    )
-    subprocess.run(
+@pytest.mark.parametrize("interpret", [False, True])
+def test_a_users_limit_is_the_rule_tables_and_none_where_kernels_are_interpreted(interpret):
+    program = "from prelu_gpu import functional, plan; print(functional.EAGER_BELOW / plan.SMALL)"
+    done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[1],
-        env={"PYTHONPATH": ".", "PATH": ""},
+        env={"PYTHONPATH": ".", "PATH": ""} | ({"TRITON_INTERPRET": "1"} if interpret else {}),
         check=True,
+        capture_output=True,
     )
+    assert float(done.stdout) == (0 if interpret else 1)
