@@ -48,7 +48,7 @@ from benchmarks.workloads import WORKLOADS, Training, Workload, build, draw
 WARM_UP = 5
 STEPS = 30
 QUICK_STEPS = 8
-COMPILING_S = 90.0
+COMPILING_S = 150.0
 """Seconds that must be left where a compilation begins: a guess."""
 
 Providers = dict[str, Callable[[nn.Module], nn.Module]]

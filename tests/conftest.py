@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def device():
-    return torch.device("cuda" if GPU else "cpu")
+    return torch.device("cuda", 0) if GPU else torch.device("cpu")
 
 
 class GuardedTorch:

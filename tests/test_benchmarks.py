@@ -876,7 +876,8 @@ def test_one_case_on_a_gpu(real_allocations, tmp_path):
 
 @pytest.mark.gpu
 def test_a_replay_takes_the_device_no_longer_than_the_launches(real_allocations):
-    case = Case("small", (4, 16, 16, 16), torch.float32)
+    # Columns, which have no counters: a graph fills its own with zeros, one launch more.
+    case = Case("small", (256, 64), torch.float32)
     gpu = timing.Gpu()
     with gpu.stream():
         sets = [case.inputs(gpu.device) for _ in range(32)]

@@ -91,6 +91,9 @@ def accelerate_with(monkeypatch, hook):
 # The program
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="it interprets kernels, triton 3.6 with older NumPy only"
+)
 def test_the_program_trains_says_what_it_measured_and_fails_below_the_needed_gain(small):
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-m", "benchmarks.demo", *small, "--device", "cpu"],
