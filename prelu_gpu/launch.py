@@ -197,7 +197,10 @@ def plan_call(
     x_stride: tuple[int, ...],
     grad_y_stride: tuple[int, ...] | None = None,
 ) -> tuple[Plan, Call]:
-    """The plan and the call of a forward, or with an output gradient of a backward."""
+    """The plan and the call of a forward, or with an output gradient of a backward.
+
+    `rules` is an argument, so that other rules than the table's have plans of their own.
+    """
     backward = grad_y_stride is not None
     row = rules(device, dtype.itemsize, backward)
     if deterministic:
