@@ -37,7 +37,7 @@ machine-code: $(ready)
 	$(PYTHON) -m benchmarks.machine_code
 
 machine-code-matrix: $(ready)
-	$(PYTHON) -m benchmarks.machine_code_matrix
+	$(PYTHON) -m benchmarks.machine_code_matrix --out $(RESULTS)/triton
 
 lint: $(ready)
 	$(PYTHON) -m ruff check .
