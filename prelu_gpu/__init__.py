@@ -6,6 +6,7 @@ together.
 
 from .functional import leaky_relu, prelu
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
+from .override import disable, enable, enabled
 from .switch import accelerate, restore
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "SharedAxesPReLU",
     "__version__",
     "accelerate",
+    "disable",
+    "enable",
+    "enabled",
     "leaky_relu",
     "prelu",
     "restore",
