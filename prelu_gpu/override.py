@@ -196,7 +196,6 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
             or grad_y.dtype is not x.dtype
             # What is recorded may run where nothing is overridden.
             or is_fx_symbolic_tracing()
-            or torch._C._is_tracing()
             or device_type not in _SERVED
             or not _is_prelus(x, weight)
         ):

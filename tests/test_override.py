@@ -332,12 +332,17 @@ def test_a_compiled_graph(device, x):
 
 def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x):
     """As eager.py and vmap make them: the slope gradient stays as large as the input."""
-    for weight in (torch.ones(1, 1, 40), torch.ones(4, 1, 1), torch.ones(4, 3, 40), torch.ones(1)):
+    grad_y = torch.ones_like(x)
+    for x_given, shape in (
+        *((x, shape) for shape in ((1, 1, 40), (4, 1, 1), SHAPE, (1,))),
+        (x[:, :1], (1, 3, 1)),
+    ):
+        weight = torch.ones(shape, device=device)
         with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
-            torch.ops.aten._prelu_kernel(x, weight.to(device))
-            _, shares = torch.ops.aten._prelu_kernel_backward(x, x, weight.to(device))
+            assert torch.ops.aten._prelu_kernel(x_given, weight).shape == SHAPE
+            _, shares = torch.ops.aten._prelu_kernel_backward(grad_y, x_given, weight)
         assert not run.called
-        assert shares.shape == x.shape
+        assert shares.shape == SHAPE
 
 
 def test_small_inputs_are_the_native_operators_but_for_half_precision_slopes(
