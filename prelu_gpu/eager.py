@@ -25,6 +25,9 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
         return prelu(input.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
     if weight.dim() < 2 and input.dtype == weight.dtype:
         return torch.prelu(input, weight)
+    if is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[no-untyped-call]
+        # ONNX's exporter of traces knows no other operator.
+        return torch.prelu(input.to(weight.dtype), weight).to(input.dtype)
     # Not on autocast's list, which would round a float32 slope.
     slopes = _slopes(input, weight, channel_dim)
     y: Tensor = torch.ops.aten._prelu_kernel(input.to(weight.dtype), slopes)
