@@ -34,10 +34,23 @@ MODULES = {
     "shared axes 1, 2": lambda: SharedAxesPReLU(SHAPE[1:], [1, 2]),
     "shared axis 2": lambda: SharedAxesPReLU(SHAPE[1:], 2),
     "no shared axis": lambda: SharedAxesPReLU(SHAPE[1:]),
+    "every element": lambda: EveryElement(),
     "leaky_relu": lambda: prelu_gpu.LeakyReLU(0.2),
     "leaky_relu in place": lambda: prelu_gpu.LeakyReLU(0.3, inplace=True),
 }
+STATIC = ("dim=0", "every element")
+"""With slopes along the batch, whose size is theirs."""
+DYNAMIC = tuple(name for name in MODULES if name not in STATIC)
 TORCHS = {"per channel": lambda: nn.PReLU(SIZE), "shared": nn.PReLU, "leaky_relu": nn.LeakyReLU}
+
+
+class EveryElement(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(SHAPE))
+
+    def forward(self, x):
+        return prelu(x, self.weight)
 
 
 class Network(nn.Module):
@@ -77,12 +90,12 @@ def module(name, device):
 
 def batches(name, device):
     """Inputs of the shape that is recorded and, where slopes allow it, of two more batch sizes."""
-    sizes = SHAPE[:1] if name == "dim=0" else (*SHAPE[:1], 7, 1)
+    sizes = SHAPE[:1] if name in STATIC else (*SHAPE[:1], 7, 1)
     return [randn((size, *SHAPE[1:]), torch.float32, device, seed=size) for size in sizes]
 
 
 def dynamic_batch(name):
-    return None if name == "dim=0" else ({0: torch.export.Dim("batch")},)
+    return None if name in STATIC else ({0: torch.export.Dim("batch")},)
 
 
 def targets(program):
@@ -110,29 +123,36 @@ def small(monkeypatch):
 
 
 class TestExport:
-    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic batch"])
     @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
     @pytest.mark.parametrize("name", MODULES)
     def test_a_program_computes_the_same_with_pytorchs_operators(
-        self, name, strict, dynamic, device, launches
+        self, name, strict, device, launches
     ):
         ours = module(name, device)
         inputs = batches(name, device)
-        shapes = dynamic_batch(name) if dynamic else None
         program = torch.export.export(
-            ours, (inputs[0].clone(),), dynamic_shapes=shapes, strict=strict
+            ours, (inputs[0].clone(),), dynamic_shapes=dynamic_batch(name), strict=strict
         )
         assert {target.namespace for target in targets(program)} == {"aten"}
         # Converters of ONNX take all its slopes for those of dimension 1.
         assert torch.ops.aten._prelu_kernel.default not in targets(program)
         loaded = torch.export.load(saved(torch.export.save, program))
-        for x in inputs if dynamic else inputs[:1]:
+        for x in inputs:
             left = x.clone()
             expected = ours(left)
             for run in (program.module(), loaded.module()):
                 given = x.clone()
                 assert_same(run(given).detach(), expected.detach())
                 assert torch.equal(given, left)
+
+    @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+    def test_a_program_of_a_static_batch_computes_the_same(self, strict, device, launches):
+        family = Family(module(name, device) for name in MODULES)
+        x = randn(SHAPE, torch.float32, device)
+        program = torch.export.export(family, (x,), strict=strict)
+        assert {target.namespace for target in targets(program)} == {"aten"}
+        for name, given, expected in zip(MODULES, program.module()(x), family(x), strict=True):
+            assert torch.equal(given, expected), name
 
     @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
     def test_an_accelerated_model_gives_the_graph_of_pytorchs(self, strict, device):
@@ -305,9 +325,7 @@ def runs_of(model):
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 class TestOnnx:
     @pytest.mark.filterwarnings("ignore:ONNX Preprocess - Removing mutation")
-    @pytest.mark.parametrize(
-        "names", [[name for name in MODULES if name != "dim=0"], ["dim=0"]], ids=["all", "dim=0"]
-    )
+    @pytest.mark.parametrize("names", [DYNAMIC, STATIC], ids=["dynamic batch", "static"])
     def test_one_standard_node_for_each_computes_the_same(self, names, dynamo, device, launches):
         family = Family(module(name, device) for name in names).eval()
         inputs = batches(names[0], device)
@@ -373,10 +391,10 @@ class TestScript:
         scripted = torch.jit.script(prelu_gpu.restore(ours))
         torch.testing.assert_close(scripted(x), torchs(x))
 
-    @pytest.mark.parametrize("name", MODULES)
+    @pytest.mark.parametrize("name", [name for name in MODULES if name != "every element"])
     def test_every_module_says_so_alone_and_inside_others(self, name, device):
         ours = module(name, device)
-        for model in (ours, nn.Sequential(nn.Identity(), nn.ModuleDict({"act": ours})["act"])):
+        for model in (ours, nn.Sequential(nn.Identity(), nn.Sequential(ours))):
             with pytest.raises(RuntimeError, match=r"Call prelu_gpu\.restore\(model\) first"):
                 torch.jit.script(model)
 
