@@ -370,22 +370,24 @@ def scripted_leaky_relu(x: torch.Tensor):
     return leaky_relu(x, 0.2)
 
 
+def parts(model):
+    """Everything that a model consists of."""
+    attributes = [
+        (name, type(part), {key: id(value) for key, value in vars(part).items()})
+        for name, part in model.named_modules()
+    ]
+    return attributes, [*model.named_modules()], [*map(id, model.parameters())]
+
+
 class TestScript:
     def test_a_model_is_told_to_be_restored_and_stays_as_it_is(self, device, launches):
         ours, torchs = network(device)
         x = randn(SHAPE, torch.float32, device)
-        before = [(name, part, dict(vars(part))) for name, part in ours.named_modules()]
+        before = parts(ours)
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"Call prelu_gpu\.restore\(model\) first"):
                 torch.jit.script(ours)
-        after = [(name, part, vars(part)) for name, part in ours.named_modules()]
-        assert [part[:2] for part in after] == [part[:2] for part in before]
-        assert all(new[2].keys() == old[2].keys() for new, old in zip(after, before, strict=True))
-        assert all(
-            new[2][key] is value
-            for new, old in zip(after, before, strict=True)
-            for key, value in old[2].items()
-        )
+        assert parts(ours) == before
         ours(x)
         assert launches
         scripted = torch.jit.script(prelu_gpu.restore(ours))
