@@ -111,6 +111,15 @@ def check_tensor(function: str, name: str, position: int, value: Tensor) -> None
         )
 
 
+def refuse_scripting(*_: object) -> NoReturn:
+    """Stops torch.jit.script, which calls this first, as a module's `__prepare_scriptable__`."""
+    raise RuntimeError(
+        "torch.jit.script compiles Python, and the kernels of prelu_gpu are not in it. Call "
+        "prelu_gpu.restore(model) first, and torch.nn.functional's prelu and leaky_relu in "
+        "functions; torch.jit.trace and torch.export take everything as it is."
+    )
+
+
 def _check_broadcast(input: Tensor, weight: Tensor) -> None:
     for dim, (channels, slopes) in enumerate(zip(input.shape, weight.shape, strict=True)):
         if slopes not in (1, channels):

@@ -23,7 +23,7 @@ from .backend import (
     is_plain,
     is_watched,
 )
-from .checks import DTYPES, HALF, check_negative_slope, check_prelu, check_tensor
+from .checks import DTYPES, HALF, check_negative_slope, check_prelu, check_tensor, refuse_scripting
 from .ops import kernels
 from .plan import SMALL, dense_stride, is_dense
 
@@ -155,6 +155,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     else:
         y = kernels().leaky_relu_forward(input, slope)
     return y
+
+
+prelu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
+leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 
 
 def _is_small(x: Tensor) -> bool:

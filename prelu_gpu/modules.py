@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import check_dim
+from .checks import check_dim, refuse_scripting
 from .functional import leaky_relu, prelu
 
 
@@ -33,6 +33,8 @@ class PReLU(nn.PReLU):
 
     dim: int = 1
     """Of the class too: `accelerate` turns a torch.nn.PReLU, which has no `dim`, into this."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ class SharedAxesPReLU(nn.Module):
     between them. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis that is
     not there.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -141,6 +145,8 @@ class LeakyReLU(nn.LeakyReLU):
 
     Errors and dtypes are those of :func:`prelu_gpu.leaky_relu`.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies Leaky ReLU."""
