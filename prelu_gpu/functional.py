@@ -186,8 +186,6 @@ def _may_compile(x: Tensor, weight: Tensor) -> bool:
         and {type(x), type(weight)} <= PLAIN_TYPES
         and backend(x.device) is not Backend.EAGER
         and (weight.dim() < 2 or weight.numel() == 1)
-        and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
     )
 
 
