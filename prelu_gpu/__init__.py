@@ -6,6 +6,7 @@ together.
 
 from .functional import leaky_relu, prelu
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
+from .optim import parameter_groups
 from .switch import accelerate, restore
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "leaky_relu",
+    "parameter_groups",
     "prelu",
     "restore",
 ]
