@@ -149,8 +149,7 @@ def test_the_order_is_that_of_parameters_and_so_states_of_optimisers_load():
 
 @pytest.mark.parametrize(
     "name",
-    ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"]
-    + ["Adafactor"],
+    "SGD Adam AdamW NAdam RAdam Adamax Adagrad Adadelta RMSprop Adafactor".split(),
 )
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize(
@@ -200,9 +199,9 @@ def test_bad_arguments(model, weight_decay, error, words):
 
 
 def test_errors_of_values_are_in_pytorchs_words():
-    for groups, decay in (([torch.ones(1)], -0.1), ([], 0.1)):
-        with pytest.raises(ValueError, match="optimizer got|Invalid") as theirs:
+    for groups, decay, words in (([torch.ones(1)], -0.1, "Invalid"), ([], 0.1, "empty")):
+        with pytest.raises(ValueError, match=words) as theirs:
             torch.optim.Adam(groups, weight_decay=decay)
-        with pytest.raises(ValueError, match="optimizer got|Invalid") as ours:
+        with pytest.raises(ValueError, match=words) as ours:
             parameter_groups(nn.PReLU() if groups else nn.ReLU(), decay)
         assert str(ours.value).startswith(str(theirs.value))
