@@ -22,7 +22,7 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
         slopes = _slopes(input, weight, channel_dim)
         y: Tensor = torch.ops.aten._prelu_kernel(input.to(weight.dtype), slopes)
         return y.to(input.dtype)
-    if channel_dim is None:
+    if channel_dim in (None, 1):
         return torch.prelu(input, weight)
     return torch.prelu(input.movedim(channel_dim, 1), weight).movedim(1, channel_dim)
 
