@@ -149,7 +149,7 @@ def test_the_order_is_that_of_parameters_and_so_states_of_optimisers_load():
 
 @pytest.mark.parametrize(
     "name",
-    "SGD Adam AdamW NAdam RAdam Adamax Adagrad Adadelta RMSprop Adafactor".split(),
+    ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adafactor"],
 )
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize(
