@@ -15,6 +15,7 @@ from torch.testing._internal.logging_tensor import LoggingTensor, capture_logs
 
 import prelu_gpu
 from prelu_gpu import functional, launch, leaky_relu, ops, prelu
+from prelu_gpu.checks import check_memory
 from prelu_gpu.plan import Kind
 
 SHAPE = (4, 3, 5)
@@ -157,6 +158,14 @@ def test_memory_that_was_freed_and_filled_again_is_used(x, weight, launches):
         assert_same(given, wanted)
 
 
+def test_tensors_without_storages_are_not_asked_for_them(x, weight, monkeypatch):
+    """As those of some devices, and of transforms."""
+    expected = torch.prelu(x, weight)
+    assert_same(torch.vmap(lambda x: check_memory(x) or x)(x), x)
+    monkeypatch.setattr(functional, "EAGER_BELOW", 1000)
+    assert_same(torch.vmap(prelu, (0, None))(x[:, None], weight)[:, 0], expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "reduction"),
     [(Kind.FLAT, "last program"), (Kind.COLUMN, "last program"), (Kind.COLUMN, "second launch")],
@@ -203,6 +212,7 @@ def test_threads_on_streams_of_their_own(device, force):
 FORK = """
 import multiprocessing, torch, prelu_gpu
 from prelu_gpu import launch
+from prelu_gpu.backend import INTERPRETED
 
 launched = []
 run = launch.run
@@ -232,7 +242,7 @@ for used in ("after the import", "after use"):
         process.join()
         assert process.exitcode == 0
     expected = step(1)
-    assert results == [(expected, True)] * 2, used
+    assert results == [(expected, INTERPRETED)] * 2, used
 print("ok")
 """
 
@@ -242,7 +252,6 @@ def test_children_that_were_forked_compute_what_their_parent_computes():
     done = subprocess.run(
         [sys.executable, "-c", FORK],
         cwd=Path(__file__).parents[1],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         timeout=120,

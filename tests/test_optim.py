@@ -5,9 +5,11 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from reference import randn
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import prelu_gpu
 from prelu_gpu import parameter_groups
@@ -110,19 +112,23 @@ def test_frozen_parameters_stay_in_their_groups():
     assert names(model, slopes) == ["1.weight"]
 
 
-class Wrapper(nn.Module):
-    """As DistributedDataParallel: the model as its `module`."""
+@pytest.fixture
+def process_group():
+    """Of one process, which sends nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
 
-
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(
-    "wrap", [torch.compile, Wrapper, nn.DataParallel], ids=lambda w: w.__name__
+    "wrap",
+    [torch.compile, nn.DataParallel, nn.parallel.DistributedDataParallel],
+    ids=lambda wrap: wrap.__name__,
 )
-def test_wrapped_models_have_the_groups_of_the_model(wrap):
+def test_wrapped_models_have_the_groups_of_the_model(wrap, device):
     model = nn.Sequential(nn.Linear(3, 3), prelu_gpu.PReLU(3), nn.Linear(3, 3), nn.PReLU())
+    model.to(device)
     alone, wrapped = parameter_groups(model, DECAY), parameter_groups(wrap(model), DECAY)
     for group, expected in zip(wrapped, alone, strict=True):
         assert list(map(id, group["params"])) == list(map(id, expected["params"]))

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import prelu_gpu
+from prelu_gpu.plan import Kind
 
 SLOPES = (0.25, -0.5, 2.0)
 
@@ -235,7 +236,9 @@ CONTEXTS = {
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 @pytest.mark.parametrize("call", [alone, checkpointed], ids=lambda call: call.__name__)
-def test_a_module_is_trained_in(context, call, device, launches):
+def test_a_module_is_trained_in(context, call, device, force, launches):
+    force(Kind.COLUMN)  # a kernel that needs memory for sums of its own
+
     def inside(module, x, see):
         with context():
             y = call(module, x, see)
@@ -318,7 +321,7 @@ def test_modules_of_other_dtypes(dtype, swap, first, device, launches):
 def network(device):
     """With gradients that are whole numbers too."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.PReLU(3), nn.Conv2d(3, 2, 1), nn.PReLU())
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.PReLU(3), nn.Conv2d(3, 2, 1), nn.PReLU())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(integers(parameter.shape, parameter.dtype, "cpu", high=1))
@@ -349,7 +352,7 @@ def test_networks_that_go_by_way_of_the_meta_device(assign, device, launches):
     plain = network(device)
     fast = prelu_gpu.accelerate(copy.deepcopy(plain)).to("meta")
     assert [p.device.type for p in fast.parameters()] == ["meta"] * 6
-    assert fast(torch.empty(2, 2, 6, 5, device="meta")).shape == (2, 2, 4, 3)
+    assert fast(torch.empty(2, 2, 6, 5, device="meta")).shape == (2, 2, 6, 5)
     fast = fast if assign else fast.to_empty(device=device)
     fast.load_state_dict(plain.state_dict(), assign=assign)
     assert [type(m) for m in fast[1::2]] == [prelu_gpu.PReLU] * 2
@@ -427,12 +430,13 @@ def test_a_scaler_skips_the_step_that_overflows_and_makes_the_next(device, launc
         assert scaler.get_scale() == 2.0**10
 
 
-def test_autocast_of_a_model_is_pytorchs_where_slopes_are_not_rounded(device, launches):
+def test_autocast_of_a_model_is_pytorchs_where_its_slopes_need_no_rounding(device, launches):
     outcomes = []
+    x = integers((1, 2, 3, 3), torch.float32, device)
     for model in (network(device), prelu_gpu.accelerate(network(device))):
-        with torch.autocast(device.type, torch.bfloat16):
-            outcomes.append(step_of(model, integers((2, 2, 6, 5), torch.float32, device)))
-    assert outcomes[0][0].dtype is torch.bfloat16
+        with torch.autocast(device.type, torch.float16):
+            outcomes.append(step_of(model, x))
+    assert outcomes[1][0].dtype is torch.float16
     assert_all_same(*outcomes)
 
 
