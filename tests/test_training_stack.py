@@ -12,7 +12,7 @@ import pytest
 import torch
 from reference import DTYPES, assert_same, id_of, integers
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
@@ -180,6 +180,11 @@ def its_sign_and_size_apart(module, x, see):
     return module(x)
 
 
+def pruned(module, x, see):
+    prune.custom_from_mask(module, "weight", torch.tensor([1, 0, 1], device=x.device))
+    return module(x)
+
+
 class Range(nn.Module):
     def forward(self, weight):
         return weight.clamp(0.0, 1.0)
@@ -190,7 +195,7 @@ CALLS = (
     *(saved_as_arrays, with_forward_hooks, with_backward_hooks, with_a_hook_on_the_slope),
     *(with_a_hook_after_the_slopes_gradient, with_hooks_on_the_node, with_the_slope_of_a_caller),
     *(as_a_replica, in_data_parallel, used_twice, its_gradient_twice, parametrised),
-    its_sign_and_size_apart,
+    *(its_sign_and_size_apart, pruned),
 )
 
 
