@@ -242,7 +242,7 @@ CONTEXTS = {
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 @pytest.mark.parametrize("call", [alone, checkpointed], ids=lambda call: call.__name__)
 def test_a_module_is_trained_in(context, call, device, force, launches):
-    force(Kind.COLUMN)  # a kernel that needs memory for sums of its own
+    force(Kind.PLANE, "second launch")  # needs memory for sums of its own
 
     def inside(module, x, see):
         with context():
