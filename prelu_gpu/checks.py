@@ -124,9 +124,8 @@ def check_memory(*tensors: Tensor) -> None:
         if freed:
             raise RuntimeError(
                 "prelu_gpu: The tensor has a non-zero number of elements, but its data is not "
-                f"allocated yet. Got one of shape {tuple(tensor.shape)} with a storage of 0 bytes: "
-                "resize the storage and fill it first, and keep it from the forward to the "
-                "backward."
+                f"allocated yet. Got one of shape {tuple(tensor.shape)} with a storage of 0 bytes. "
+                "Resize the storage and fill it before this call; the backward needs it again."
             )
 
 
