@@ -7,6 +7,7 @@ together.
 from .functional import leaky_relu, prelu
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 from .optim import parameter_groups
+from .override import disable, enable, enabled
 from .switch import accelerate, restore
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "SharedAxesPReLU",
     "__version__",
     "accelerate",
+    "disable",
+    "enable",
+    "enabled",
     "leaky_relu",
     "parameter_groups",
     "prelu",

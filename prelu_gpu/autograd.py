@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import eager, launch
+from . import eager, launch, ops
 from .backend import is_batched, is_plain
 from .checks import check_memory
 from .ops import kernels
@@ -29,6 +29,24 @@ class PReLUFunction(torch.autograd.Function):
         served_by = kernels() if _by_kernel(grad_y, x, weight) else eager
         needs = ctx.needs_input_grad[:2]
         return *served_by.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
+
+
+class CompiledPReLUFunction(torch.autograd.Function):
+    """PReLU for torch.compile: a forward that the compiler fuses, and one kernel backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+        """PyTorch's operators."""
+        ctx.save_for_backward(x, weight)
+        ctx.channel_dim = channel_dim
+        return eager.prelu(x, weight, channel_dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """The backward kernel, as an operator."""
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        return *ops.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
 
 
 class LeakyReLUFunction(torch.autograd.Function):

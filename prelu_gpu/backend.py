@@ -1,7 +1,6 @@
 """Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
-import functools
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,6 @@ class Backend(enum.Enum):
     EAGER = "PyTorch operators"
 
 
-@functools.cache
 def backend(device: torch.device) -> Backend:
     """The backend of tensors on `device`."""
     if WITHOUT_TRITON is not None:
@@ -48,11 +46,12 @@ def backend(device: torch.device) -> Backend:
 
 def reason(device: torch.device) -> str:
     """Why `device` has the backend that it has, in a few words."""
-    if WITHOUT_TRITON is not None:
-        return WITHOUT_TRITON
-    if INTERPRETED:
+    served_by = backend(device)
+    if served_by is Backend.INTERPRETER:
         return "TRITON_INTERPRET=1 was set at import"
-    return "" if device.type in KERNEL_DEVICES else f"Triton has no kernels for {device.type}"
+    if served_by is Backend.TRITON:
+        return ""
+    return WITHOUT_TRITON or f"Triton has no kernels for {device.type}"
 
 
 def is_plain(*tensors: Tensor) -> bool:

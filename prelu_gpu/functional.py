@@ -36,7 +36,7 @@ from .plan import SMALL, dense_stride, is_dense
 
 if WITHOUT_TRITON is None:
     from . import launch
-    from .autograd import LeakyReLUFunction, PReLUFunction
+    from .autograd import CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 
 
 EAGER_BELOW = 0 if INTERPRETED else SMALL
@@ -105,6 +105,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             return eager.prelu(x, weight, check_prelu(x, weight, dim))
     channel_dim = check_prelu(x, weight, dim)
+    if is_dynamo_compiling() and _may_compile(x, weight):
+        compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
+        return compiled
     if not plain or backend(x.device) is Backend.EAGER:
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
@@ -181,6 +184,22 @@ def _is_small(x: Tensor) -> bool:
     size = x.numel()
     return (
         type(size) is int and size < EAGER_BELOW and x.dtype in DTYPES and x.layout is torch.strided
+    )
+
+
+def _may_compile(x: Tensor, weight: Tensor) -> bool:
+    """Whether a call that is compiled takes our backward: not where PyTorch's operators must show.
+
+    Exported programs run where nothing of this library is, and transforms batch what they know.
+    """
+    return (
+        not torch.compiler.is_exporting()
+        and not torch._C._are_functorch_transforms_active()
+        and {type(x), type(weight)} <= PLAIN_TYPES
+        and backend(x.device) is not Backend.EAGER
+        and (weight.dim() < 2 or weight.numel() == 1)
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
     )
 
 

@@ -1,0 +1,220 @@
+"""The switch for code that nobody changes: PyTorch's own operators on the kernels.
+
+torch.prelu, torch.nn.functional.prelu and torch.nn.PReLU end in two operators, aten::_prelu_kernel
+and its backward. These are overridden for one type of device, below autograd: PyTorch's own
+formulas for higher orders, forward mode and transforms stay around them.
+"""
+
+import contextlib
+import logging
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from . import functional
+from .backend import WITHOUT_TRITON, Backend, backend, reason
+from .checks import DTYPES, HALF
+
+if TYPE_CHECKING or WITHOUT_TRITON is None:
+    from . import launch
+
+logger = logging.getLogger("prelu_gpu")
+
+_LOCK = threading.RLock()
+_SERVED: set[str] = set()
+"""The device types whose operators are the kernels."""
+
+_OVERRIDES: dict[str, Any] = {}
+"""What holds the overriding operators, by device type; of one that is not served, they pass calls
+on to PyTorch's."""
+
+_BLOCKS: defaultdict[str, list["_Block"]] = defaultdict(list)
+"""The `enabled` blocks that are open, in the order of their opening."""
+
+
+def enable(device: str | torch.device | None = None) -> None:
+    """Serves torch.prelu, torch.nn.functional.prelu and torch.nn.PReLU by the kernels.
+
+    For the whole process, whatever code calls them, until :func:`disable`; calling it again changes
+    nothing. Meaning, errors, autograd and transforms stay PyTorch's; the slope gradient is summed
+    before it is rounded. As in :func:`prelu_gpu.prelu`, PyTorch's operator serves inputs of less
+    than 2**22 elements, where it means the same, and here also slopes that broadcast in another way
+    than torch.prelu's. Under autocast PyTorch rounds the slope before the kernels see it.
+
+    Not reached: code compiled by Inductor, which writes its own kernels for PyTorch's operators,
+    and torch.nn.functional.leaky_relu.
+
+    A device type without kernels is left as it is, which the logger "prelu_gpu" warns of. The first
+    call changes PyTorch's table of operators, which has no lock: not while another thread is in
+    torch.prelu.
+
+    Args:
+        device: a device type, as "cuda"; that of this PyTorch's accelerator if None is given, "cpu"
+            where it has none. The CPU has kernels under TRITON_INTERPRET=1.
+
+    Raises:
+        ValueError: a device with an index: all devices of a type share their operators.
+        RuntimeError, TypeError: what :class:`torch.device` does not take.
+    """
+    device_type = _device_type("enable", device)
+    with _LOCK:
+        _switch(device_type, True)
+
+
+def disable(device: str | torch.device | None = None) -> None:
+    """Serves torch.prelu by PyTorch's own operators again.
+
+    PyTorch's table of operators is as it was before :func:`enable`, unless other Python threads
+    run: one might be in an operator, so then it stays and passes every call on to PyTorch's.
+
+    Args:
+        device: as in :func:`enable`.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: as :func:`enable`.
+    """
+    device_type = _device_type("disable", device)
+    with _LOCK:
+        _switch(device_type, False)
+
+
+@contextlib.contextmanager
+def enabled(device: str | torch.device | None = None) -> Iterator[None]:
+    """:func:`enable` for a block, or for a function as its decorator.
+
+    Leaving it, by an exception too, restores what was before. Blocks may lie in each other, and
+    overlap in several threads: all see the kernels until the last one is left.
+
+    Args:
+        device: as in :func:`enable`.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: as :func:`enable`.
+    """
+    device_type = _device_type("enabled", device)
+    with _LOCK:
+        block, blocks = _Block(device_type in _SERVED), _BLOCKS[device_type]
+        _switch(device_type, True)
+        blocks.append(block)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            index = blocks.index(block)
+            del blocks[index]
+            if index < len(blocks):
+                # Another thread's, opened later: what was before is for it to restore.
+                blocks[index].before = block.before
+            else:
+                _switch(device_type, block.before)
+
+
+class _Block:
+    """An open `enabled` block, with whether the kernels served before it."""
+
+    def __init__(self, before: bool) -> None:
+        self.before = before
+
+
+def _device_type(function: str, device: str | torch.device | None) -> str:
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator()
+        return "cpu" if accelerator is None else accelerator.type
+    named = torch.device(device)
+    if named.index is not None:
+        raise ValueError(
+            f"{function}(): got device {str(named)!r}. All devices of a type share PyTorch's "
+            f"operators: give the type alone, {named.type!r}."
+        )
+    return named.type
+
+
+def _switch(device_type: str, on: bool) -> None:
+    """Serves a device type by the kernels, or no longer."""
+    if on and (device_type in _OVERRIDES or _override(device_type)):
+        _SERVED.add(device_type)
+    elif not on:
+        _SERVED.discard(device_type)
+        if device_type in _OVERRIDES and threading.active_count() == 1:
+            _OVERRIDES.pop(device_type)._destroy()
+
+
+def _override(device_type: str) -> bool:
+    """Overrides a device type's operators, where there are kernels; logs why not."""
+    operators = _operators(device_type)
+    if operators is None:
+        return False
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        # PyTorch's, once, that an operator is overridden: what was asked for.
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name, operator in operators.items():
+            library.impl(name, operator, device_type.upper())
+    _OVERRIDES[device_type] = library
+    return True
+
+
+def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
+    """The overriding operators by the names of PyTorch's; None where there are no kernels."""
+    device = torch.device(device_type)
+    stays = "enable: torch.prelu on %s stays PyTorch's: %s"
+    if backend(device) is Backend.EAGER:
+        logger.warning(stays, device_type, reason(device))
+        return None
+    key = device_type.upper()
+    try:
+        native = torch.library.get_kernel("aten::_prelu_kernel", key).call_boxed
+        native_backward = torch.library.get_kernel("aten::_prelu_kernel_backward", key).call_boxed
+    except RuntimeError as error:
+        logger.warning(stays, device_type, error)
+        return None
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.__members__[key])
+
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        y: Tensor
+        if (
+            x.numel() < functional.EAGER_BELOW
+            or device_type not in _SERVED
+            or not _is_prelus(x, weight)
+        ):
+            y = native(keys, x, weight)
+        else:
+            y = launch.prelu_forward(x, weight, None if weight.numel() == 1 else 1)
+        return y
+
+    def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> Any:
+        if (
+            # The native operator rounds in each product of the slope gradient.
+            (x.numel() < functional.EAGER_BELOW and x.dtype not in HALF)
+            or grad_y.shape != x.shape
+            or grad_y.dtype is not x.dtype
+            # What is recorded may run where nothing is overridden.
+            or is_fx_symbolic_tracing()
+            or device_type not in _SERVED
+            or not _is_prelus(x, weight)
+        ):
+            return native_backward(keys, grad_y, x, weight)
+        # The slope gradient is summed already: autograd sums what has another shape.
+        channel_dim = None if weight.numel() == 1 else 1
+        return launch.prelu_backward(grad_y, x, weight, channel_dim, (True, True))
+
+    return {"_prelu_kernel": forward, "_prelu_kernel_backward": backward}
+
+
+def _is_prelus(x: Tensor, weight: Tensor) -> bool:
+    """Whether arguments are as torch.prelu makes them: slopes (1, C, 1, ...) of the input's rank.
+
+    Those of vmap are not; its slope gradients are one for each sample, not the sum.
+    """
+    dtype, ndim, slopes = x.dtype, x.dim(), weight.numel()
+    if dtype is not weight.dtype or dtype not in DTYPES or weight.dim() != ndim:
+        return False
+    if ndim < 2:
+        return slopes == 1
+    return weight.shape[1] == slopes and slopes in (1, x.shape[1])

@@ -1,0 +1,463 @@
+"""enable, disable, enabled: PyTorch's own operators on the kernels."""
+
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import timeit
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from reference import (
+    DTYPES,
+    assert_same,
+    backward,
+    exact_grad_weight,
+    grad_weight_tolerance,
+    id_of,
+    randn,
+)
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+
+import prelu_gpu
+from benchmarks import host
+from prelu_gpu import functional, launch, override
+from prelu_gpu.backend import Backend
+from prelu_gpu.plan import SMALL
+
+SHAPE = (4, 3, 40)
+OPERATORS = ("aten::_prelu_kernel", "aten::_prelu_kernel_backward")
+
+
+@pytest.fixture
+def x(device):
+    return randn(SHAPE, torch.float32, device)
+
+
+@pytest.fixture
+def weight(device):
+    return randn((3,), torch.float32, device, seed=1)
+
+
+def table():
+    """PyTorch's operators, as the dispatcher lists them."""
+    return [torch._C._dispatch_dump_table(name) for name in OPERATORS]
+
+
+@pytest.fixture(autouse=True)
+def everything_is_restored():
+    before = table()
+    yield
+    assert table() == before
+    assert not override._SERVED
+    assert not any(override._BLOCKS.values())
+
+
+@pytest.fixture
+def served(x, weight):
+    """Whether torch.prelu reaches the kernels."""
+
+    def reaches():
+        with mock.patch.object(launch, "run", wraps=launch.run) as run:
+            torch.prelu(x, weight)
+        return run.called
+
+    return reaches
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
+@pytest.mark.parametrize("slopes", [3, 1])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "slice"])
+def test_forward_and_gradients(dtype, slopes, layout, device, launches):
+    x = randn((4, 3, 5, 8), dtype, device)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "slice":
+        x = randn((4, 6, 5, 8), dtype, device)[:, 3:]
+    weight = randn((slopes,), dtype, device, seed=1)
+    grad_y = randn(x.shape, dtype, device, seed=2)
+    y, grad_x, _ = backward(torch.prelu, x, weight, grad_y)
+    assert launches == []
+
+    with prelu_gpu.enabled(device.type):
+        given = backward(F.prelu, x, weight, grad_y)
+    assert any(name.endswith("forward") for name in launches)
+    assert any(name.endswith("backward") for name in launches)
+    assert_same(given[0], y)
+    assert_same(given[1], grad_x)
+    exact, magnitude = exact_grad_weight(x, weight, grad_y)
+    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
+    assert ((given[2].double() - exact).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (1, 1), (0, 3), (2, 0), (2, 3), (1, 3, 1)])
+def test_shapes_at_the_edge(shape, device):
+    x = randn(shape, torch.float32, device)
+    weight = randn((shape[1] if len(shape) > 1 else 1,), torch.float32, device, seed=1)
+    grad_y = randn(shape, torch.float32, device, seed=2)
+    expected = backward(torch.prelu, x, weight, grad_y)
+    with prelu_gpu.enabled(device.type):
+        given = backward(torch.prelu, x, weight, grad_y)
+    for actual, exact in zip(given, expected, strict=True):
+        assert actual.shape == exact.shape
+        torch.testing.assert_close(actual, exact)
+
+
+def test_a_module_that_nobody_changed(device, launches):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.PReLU(4), nn.Conv1d(4, 2, 3), nn.PReLU())
+    model.to(device)
+    x = randn((2, 3, 9), torch.float32, device).requires_grad_()
+    leaves = [x, *model.parameters()]
+    expected = torch.autograd.grad(model(x).square().sum(), leaves)
+    prelu_gpu.enable(device.type)
+    try:
+        given = torch.autograd.grad(model(x).square().sum(), leaves)
+        assert {type(module) for module in model} == {nn.Conv1d, nn.PReLU}
+    finally:
+        prelu_gpu.disable(device.type)
+    assert len(launches) >= 4
+    for actual, exact in zip(given, expected, strict=True):
+        torch.testing.assert_close(actual, exact)
+
+
+def test_enable_and_disable_any_number_of_times(device, served):
+    before = table()
+    for switch in (prelu_gpu.disable, prelu_gpu.enable, prelu_gpu.enable, prelu_gpu.disable):
+        switch(device.type)
+        assert served() == (switch is prelu_gpu.enable)
+    prelu_gpu.disable(device.type)
+    assert table() == before
+
+
+def test_blocks_in_blocks_restore_what_was_before_each(device, served):
+    with prelu_gpu.enabled(device.type):
+        with prelu_gpu.enabled(device.type):
+            assert served()
+        assert served()
+        prelu_gpu.disable(device.type)
+        assert not served()
+        with prelu_gpu.enabled(device.type):
+            assert served()
+        assert not served()
+        prelu_gpu.enable(device.type)
+    assert not served()
+    prelu_gpu.enable(device.type)
+    with prelu_gpu.enabled(device.type):
+        prelu_gpu.disable(device.type)
+    assert served()
+    prelu_gpu.disable(device.type)
+
+
+def test_an_exception_in_a_block_passes_and_restores(device, served):
+    def fail():
+        with prelu_gpu.enabled(device.type):
+            assert served()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not served()
+
+
+def test_a_decorator(device, served):
+    function = prelu_gpu.enabled(device.type)(served)
+    assert function()
+    assert function()
+    assert not served()
+
+
+def test_blocks_of_two_threads_that_overlap(device, served):
+    """The first to open is the first to close: the second still sees the kernels."""
+    first, second = (prelu_gpu.enabled(device.type) for _ in range(2))
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        one.submit(first.__exit__, None, None, None).result()
+        assert served()
+        assert other.submit(served).result()
+        other.submit(second.__exit__, None, None, None).result()
+        assert not served()
+    prelu_gpu.disable(device.type)
+
+
+def test_threads_compute_while_others_switch(device, x, weight):
+    """No call is without an operator, or half of one."""
+    grad_y = randn(SHAPE, torch.float32, device, seed=2)
+    expected = backward(torch.prelu, x, weight, grad_y)
+    done = threading.Event()
+
+    def compute():
+        for _ in range(8):
+            given = backward(torch.prelu, x, weight, grad_y)
+            assert_same(given[0], expected[0])
+            assert_same(given[1], expected[1])
+            torch.testing.assert_close(given[2], expected[2])
+
+    def switch():
+        while not done.is_set():
+            with prelu_gpu.enabled(device.type):
+                torch.prelu(x, weight)
+
+    prelu_gpu.enable(device.type)
+    with ThreadPoolExecutor(4) as pool:
+        switching = [pool.submit(switch) for _ in range(2)]
+        try:
+            for computing in [pool.submit(compute) for _ in range(2)]:
+                computing.result()
+        finally:
+            done.set()
+        for thread in switching:
+            thread.result()
+    prelu_gpu.disable(device.type)
+
+
+def test_beside_other_threads_the_table_stays_and_calls_are_pytorchs(device, served):
+    before = table()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+        with prelu_gpu.enabled(device.type):
+            assert served()
+        assert not served()
+        assert table() != before
+        with prelu_gpu.enabled(device.type):
+            assert served()
+    prelu_gpu.disable(device.type)
+    assert table() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA does not work in a forked child")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_inherits_it(device, served):
+    with prelu_gpu.enabled(device.type):
+        child = os.fork()
+        if child == 0:
+            try:
+                status = 0 if served() else 1
+                prelu_gpu.disable(device.type)
+                status += 2 if served() else 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert served()
+
+
+def test_higher_orders_are_pytorchs(device):
+    for shape, slopes in (((2, 2, 2), 2), ((3, 1), 1)):
+        x = randn(shape, torch.float64, device).requires_grad_()
+        weight = randn((slopes,), torch.float64, device, seed=1).requires_grad_()
+        with prelu_gpu.enabled(device.type):
+            torch.autograd.gradcheck(
+                torch.prelu, (x, weight), check_forward_ad=True, check_batched_grad=True
+            )
+            torch.autograd.gradgradcheck(torch.prelu, (x, weight))
+
+
+def outcome(call):
+    """What a call gives, or how it fails."""
+    try:
+        return call()
+    except (RuntimeError, NotImplementedError) as error:
+        return type(error).__name__, str(error).partition("\n")[0]
+
+
+def loss(x, weight):
+    terms = torch.prelu(x, weight).sin()
+    return (terms * torch.arange(1.0, 1 + x.numel(), dtype=x.dtype).view(x.shape).to(x)).sum()
+
+
+TRANSFORMS = {
+    "vmap": (torch.prelu, lambda f: f),
+    "gradients of each sample": (loss, lambda f: grad(f, (0, 1))),
+    "jacobians": (torch.prelu, lambda f: jacrev(f, (0, 1))),
+    "forward jacobians": (torch.prelu, lambda f: jacfwd(f, (0, 1))),
+    "hessians": (loss, lambda f: hessian(f, (0, 1))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+@pytest.mark.parametrize(("function", "transform"), TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("shape", [(), (2,), (1, 1), (2, 1), (2, 3), (3, 1, 2), (2, 2, 2)], ids=str)
+def test_transforms(function, transform, shape, device):
+    """A gradient of each sample has the shape of a sample, not of the sum over all."""
+    computed = 0
+    for slopes, samples in itertools.product({1, *shape[1:2]}, (1, 2, 3)):
+        xs = randn((samples, *shape), torch.float64, device)
+        weights = randn((samples, slopes), torch.float64, device, seed=1)
+        for dims in ((0, None), (None, 0), (0, 0)):
+            x, weight = xs if dims[0] == 0 else xs[0], weights if dims[1] == 0 else weights[0]
+            call = functools.partial(vmap(transform(function), dims), x, weight)
+            expected = outcome(call)
+            with prelu_gpu.enabled(device.type):
+                given = outcome(call)
+            if isinstance(expected, tuple) and isinstance(expected[0], str):
+                assert given == expected  # PyTorch has no rule for it.
+            else:
+                torch.testing.assert_close(given, expected)
+                computed += 1
+    assert computed >= 3
+
+
+def test_a_graph_recorded_in_a_block_runs_outside(device, x, weight):
+    gradients = grad(lambda x, weight: torch.prelu(x, weight).square().sum(), (0, 1))
+    with prelu_gpu.enabled(device.type):
+        graph = make_fx(gradients)(x, weight)
+        inside = graph(x, weight)
+    torch.testing.assert_close(inside, gradients(x, weight))
+    torch.testing.assert_close(graph(x, weight), gradients(x, weight))
+
+
+def test_a_compiled_graph(device, x):
+    torch._dynamo.reset()
+    module = nn.PReLU(3).to(device)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for switch in (prelu_gpu.enable, prelu_gpu.disable):
+        switch(device.type)
+        given, expected = (
+            torch.autograd.grad(f(x).square().sum(), module.weight) for f in (compiled, module)
+        )
+        torch.testing.assert_close(given, expected)
+
+
+def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x):
+    """As eager.py and vmap make them: the slope gradient stays as large as the input."""
+    grad_y = torch.ones_like(x)
+    for x_given, shape in (
+        *((x, shape) for shape in ((1, 1, 40), (4, 1, 1), SHAPE, (1,))),
+        (x[:, :1], (1, 3, 1)),
+    ):
+        weight = torch.ones(shape, device=device)
+        with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
+            assert torch.ops.aten._prelu_kernel(x_given, weight).shape == SHAPE
+            _, shares = torch.ops.aten._prelu_kernel_backward(grad_y, x_given, weight)
+        assert not run.called
+        assert shares.shape == SHAPE
+
+
+def test_small_inputs_are_the_native_operators_but_for_half_precision_slopes(
+    device, launches, monkeypatch
+):
+    monkeypatch.setattr(functional, "EAGER_BELOW", SMALL)
+    x, weight = randn(SHAPE, torch.float32, device), randn((3,), torch.float32, device, seed=1)
+    with prelu_gpu.enabled(device.type):
+        backward(torch.prelu, x, weight, x)
+        assert launches == []
+        x, weight = x.half(), weight.half()
+        backward(torch.prelu, x, weight, x)
+    assert launches == ["column_backward", "sum_partials"]
+
+
+def test_autocast_is_pytorchs(device, x, weight):
+    def call():
+        with torch.autocast(device.type, torch.bfloat16):
+            return backward(torch.prelu, x, weight, torch.ones_like(x, dtype=torch.bfloat16))
+
+    expected = call()
+    with prelu_gpu.enabled(device.type):
+        given = call()
+    assert_same(given[0], expected[0])
+    assert_same(given[1], expected[1])
+    assert given[2].dtype == torch.float32
+    torch.testing.assert_close(given[2], expected[2], rtol=0.02, atol=0.02)
+
+
+def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
+    calls = [
+        lambda: torch.prelu(x.to("meta"), weight.to("meta")).shape,
+        lambda: torch.prelu(x, weight.to("meta")),
+        lambda: torch.prelu(x, weight.double()),
+        lambda: torch.prelu(x, torch.ones(2, device=device)),
+        lambda: torch.prelu(x.int(), weight.int()),
+        lambda: torch.ops.aten._prelu_kernel(x, weight.double()),
+        lambda: torch.prelu(x.to_sparse(), weight),
+    ]
+
+    expected = [outcome(call) for call in calls]
+    assert [type(result) for result in expected] == [torch.Size, *[tuple] * (len(calls) - 1)]
+    with prelu_gpu.enabled(device.type):
+        assert [outcome(call) for call in calls] == expected
+        with FakeTensorMode() as mode:
+            y = torch.prelu(mode.from_tensor(x), mode.from_tensor(weight))
+        assert y.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("device_given", "error", "message"),
+    [
+        ("cuda:0", ValueError, "got device 'cuda:0'.*give the type alone, 'cuda'"),
+        (torch.device("cpu", 0), ValueError, "got device 'cpu:0'.*'cpu'"),
+        ("gpu", RuntimeError, "Expected one of cpu, cuda"),
+        (1.5, TypeError, "device"),
+    ],
+)
+@pytest.mark.parametrize("function", [prelu_gpu.enable, prelu_gpu.disable, prelu_gpu.enabled])
+def test_a_device_that_is_no_type(function, device_given, error, message):
+    with pytest.raises(error, match=message):
+        ExitStack().enter_context(function(device_given))
+
+
+def test_a_device_type_without_kernels_is_left_alone_and_named(caplog):
+    before = table()
+    with prelu_gpu.enabled("mps"):
+        assert table() == before
+    assert caplog.messages == [
+        "enable: torch.prelu on mps stays PyTorch's: Triton has no kernels for mps"
+    ]
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has CUDA's operators")
+def test_a_pytorch_without_cuda_is_named(caplog):
+    prelu_gpu.enable("cuda")
+    (message,) = caplog.messages
+    assert message.startswith("enable: torch.prelu on cuda stays PyTorch's: no kernel for CUDA")
+
+
+def test_the_device_is_this_pytorchs_accelerator(device, served):
+    prelu_gpu.enable()
+    assert served()
+    with prelu_gpu.enabled():
+        assert served()
+    prelu_gpu.disable()
+    assert not served()
+
+
+def test_nothing_is_said_where_all_is_well():
+    """Nor by PyTorch, which warns of the first override of a process."""
+    program = "import prelu_gpu; prelu_gpu.enable(); prelu_gpu.disable()"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == done.stderr == ""
+
+
+def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):
+    """1 us more where torch.prelu takes 1.0, the launch replaced by its allocation."""
+    x, weight = torch.randn(2, 8, 4, 4), torch.rand(8)
+
+    def us():
+        return min(timeit.repeat(lambda: torch.prelu(x, weight), number=500, repeat=5)) * 2000
+
+    monkeypatch.setattr(override, "backend", lambda device: Backend.TRITON)
+    monkeypatch.setattr(launch, "prelu_forward", lambda x, weight, dim: torch.empty_like(x))
+    plain, ours = [], []
+    with host.without_launches(0):
+        for _ in range(5):
+            plain.append(us())
+            with prelu_gpu.enabled("cpu"):
+                ours.append(us())
+    assert min(ours) <= 2 * min(plain)
