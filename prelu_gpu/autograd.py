@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import eager, launch, ops
 from .backend import is_batched, is_plain
+from .checks import check_memory
 from .ops import kernels
 
 
@@ -84,4 +85,7 @@ def _by_kernel(grad_y: Tensor, *saved: Tensor) -> bool:
     With create_graph=True the gradients must be differentiable, and batched gradients have no
     memory of their own: PyTorch's operators.
     """
-    return not torch.is_grad_enabled() and is_plain(grad_y, *saved) and not is_batched(grad_y)
+    if not is_plain(grad_y, *saved) or is_batched(grad_y):
+        return False
+    check_memory(grad_y, *saved)
+    return not torch.is_grad_enabled()

@@ -23,7 +23,15 @@ from .backend import (
     is_plain,
     is_watched,
 )
-from .checks import DTYPES, HALF, check_negative_slope, check_prelu, check_tensor, refuse_scripting
+from .checks import (
+    DTYPES,
+    HALF,
+    check_memory,
+    check_negative_slope,
+    check_prelu,
+    check_tensor,
+    refuse_scripting,
+)
 from .ops import kernels
 from .plan import SMALL, dense_stride, is_dense
 
@@ -64,7 +72,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
             channels, a weight of another rank or that does not broadcast, tensors on different
-            devices, integer, complex, sparse, quantised or nested tensors.
+            devices, integer, complex, sparse, quantised or nested tensors, a storage that was
+            resized to nothing.
         IndexError: ``dim`` out of range, where there is more than one slope.
         TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
@@ -79,13 +88,17 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         and not torch._C._is_any_autocast_enabled()
     ):
         try:
-            return torch.prelu(input, weight)
+            if input.untyped_storage().nbytes() and weight.untyped_storage().nbytes():
+                return torch.prelu(input, weight)
         except RuntimeError:
             pass  # What is refused is named below.
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
     check_tensor("prelu", "input", 1, input)
     check_tensor("prelu", "weight", 2, weight)
+    plain = is_plain(input, weight)
+    if plain:
+        check_memory(input, weight)
     x, weight = _autocast(input, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
@@ -96,7 +109,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if is_dynamo_compiling() and _may_compile(x, weight):
         compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return compiled
-    if not is_plain(x, weight) or backend(x.device) is Backend.EAGER:
+    if not plain or backend(x.device) is Backend.EAGER:
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
         return _prelu_broadcast(x, weight)
@@ -133,7 +146,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     """
     if _is_small(input) and isinstance(negative_slope, (float, int)):
         try:
-            return F.leaky_relu(input, negative_slope, inplace)
+            if input.untyped_storage().nbytes():
+                return F.leaky_relu(input, negative_slope, inplace)
         except RuntimeError:
             pass  # What is refused is named below.
     if has_torch_function_unary(input):
@@ -142,7 +156,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         )
     check_tensor("leaky_relu", "input", 1, input)
     slope = check_negative_slope(input, negative_slope)
-    if not is_plain(input) or backend(input.device) is Backend.EAGER:
+    plain = is_plain(input)
+    if plain:
+        check_memory(input)
+    if not plain or backend(input.device) is Backend.EAGER:
         return eager.leaky_relu(input, slope, inplace)
     if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)

@@ -26,7 +26,18 @@ class PReLU(nn.PReLU):
 
     Attributes:
         weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them to 0, which makes a
-            ReLU: leave them out of it.
+            ReLU: :func:`prelu_gpu.parameter_groups` leaves them out of it.
+
+    Slopes are kept in a range, as by Keras's `alpha_constraint`, by a parametrisation, of a
+    :class:`torch.nn.PReLU` too:
+
+    >>> class Range(torch.nn.Module):
+    ...     def forward(self, weight):
+    ...         return weight.clamp(0.0, 1.0)
+    >>> act = torch.nn.utils.parametrize.register_parametrization(PReLU(64), "weight", Range())
+
+    The parameter itself, ``act.parametrizations.weight.original``, may leave the range. It gets no
+    gradient there, where Keras moves it back after each step.
 
     Errors and dtypes are those of :func:`prelu_gpu.prelu`.
     """
