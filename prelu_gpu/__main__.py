@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from . import __version__, functional, prelu
+from . import __version__, enabled, functional, prelu
 from .backend import Backend, backend, reason
 
 
@@ -25,12 +25,19 @@ def main() -> int:
             print(f"              PyTorch operators below {functional.EAGER_BELOW} elements")
         if device.type == "cpu" and backend(device) is Backend.EAGER:
             print("              TRITON_INTERPRET=1 runs the kernels here, interpreted and slow")
+        left = backend(device) is Backend.EAGER
+        print(
+            f"  enable()    {'leaves torch.prelu as it is' if left else 'serves torch.prelu too'}"
+        )
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             if device.type == "mps" and dtype == torch.float64:
                 continue
             # The kernels are checked, on tensors for which PyTorch's operator would do.
             with mock.patch.object(functional, "EAGER_BELOW", 0):
-                wrong = _self_check(device, dtype)
+                wrong = _self_check(prelu, device, dtype)
+                if wrong is None and not left:
+                    with enabled(device.type):
+                        wrong = _self_check(torch.prelu, device, dtype)
             failed |= wrong is not None
             print(f"  self-check  {str(dtype).removeprefix('torch.'):10}{wrong or 'ok'}")
     return int(failed)
@@ -57,16 +64,18 @@ def _device_name(device: torch.device) -> str:
     return str(name(device)) if name else platform.machine()
 
 
-def _self_check(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with `prelu` on `device` against float64 on the CPU; None if it is right."""
+def _self_check(
+    function: Callable[[Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """What is wrong with `function` on `device` beside float64 on the CPU; None if it is right."""
     generator = torch.Generator().manual_seed(0)
     # Short rows, long rows, one slope: every kind of kernel.
     for shape, slopes in (((2, 6, 35), 6), ((2, 3, 8192), 3), ((2, 3, 700), 1)):
         x, grad_y = torch.randn(2, *shape, generator=generator).to(dtype)
         weight = torch.rand(slopes, generator=generator).to(dtype)
-        expected = _outcome(torch.prelu, x.double(), weight.double(), grad_y.double())
+        expected = _outcome(_formula, x.double(), weight.double(), grad_y.double())
         try:
-            given = _outcome(prelu, x.to(device), weight.to(device), grad_y.to(device))
+            given = _outcome(function, x.to(device), weight.to(device), grad_y.to(device))
         except Exception as error:
             return f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
         names = ("forward", "input gradient", "slope gradient")
@@ -78,6 +87,10 @@ def _self_check(device: torch.device, dtype: torch.dtype) -> str | None:
             except AssertionError as error:
                 return f"wrong {name}: {' '.join(str(error).split())}"
     return None
+
+
+def _formula(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(x > 0, x, weight.unsqueeze(1) * x)
 
 
 def _outcome(

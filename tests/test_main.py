@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ def test_reports_versions_backends_and_a_self_check(capsys):
     out = capsys.readouterr().out
     assert f"prelu_gpu {program.__version__}, torch {torch.__version__}, triton" in out
     assert "Triton kernels" in out
+    assert "enable()    serves torch.prelu too" in out
     for dtype in ("float32", "float16", "bfloat16", "float64"):
         assert f"self-check  {dtype:10}ok" in out
 
@@ -34,11 +37,26 @@ def test_a_failing_self_check_is_told_and_is_the_exit_status(wrong, words, monke
     assert words in capsys.readouterr().out
 
 
+def test_the_self_check_is_of_what_enable_makes_of_torch_prelu_too(monkeypatch, capsys):
+    wrong = mock.patch.object(torch, "prelu", lambda x, w: x.clamp(min=0) + w[0] * x)
+    monkeypatch.setattr(program, "enabled", lambda device_type: wrong)
+    assert program.main() == 1
+    assert "wrong forward" in capsys.readouterr().out
+
+
+def test_where_there_are_no_kernels_enable_leaves_torch_prelu(monkeypatch, capsys):
+    monkeypatch.setattr(program, "backend", lambda device: Backend.EAGER)
+    program.main()
+    assert "enable()    leaves torch.prelu as it is" in capsys.readouterr().out
+
+
 def test_the_self_check_is_of_kernels_though_its_tensors_are_small(launches, monkeypatch, capsys):
     monkeypatch.setattr(functional, "EAGER_BELOW", 2**22)
     assert program.main() == 0
     forwards = [name for name in launches if name.endswith("_forward")]
-    assert len(forwards) == len(program._devices()) * 3 * 4, "three shapes in four dtypes"
+    assert len(forwards) == len(program._devices()) * 3 * 4 * 2, (
+        "three shapes, four dtypes, ours and torch.prelu"
+    )
     assert functional.EAGER_BELOW == 2**22
 
 
