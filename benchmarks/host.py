@@ -10,7 +10,7 @@ its few elements.
 import statistics
 import timeit
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 from unittest import mock
 
@@ -21,7 +21,7 @@ from torch import Tensor
 import prelu_gpu
 from benchmarks.cases import H100_MULTIPROCESSORS
 from benchmarks.program import make_table, open_console
-from prelu_gpu import functional, launch, ops
+from prelu_gpu import functional, launch, ops, override
 from prelu_gpu.backend import Backend
 from prelu_gpu.plan import SMALL, Rules, gpu_rules
 
@@ -68,17 +68,30 @@ def measure() -> list[Cost]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [Cost(name, *_medians(*both)) for name, both in calls.items()]
+        costs = [Cost(name, *_medians(*both)) for name, both in calls.items()]
+        for name in ("forward", "forward + backward"):
+            theirs, _ = calls[name]
+            costs.append(Cost(f"{name}, enabled", *_medians(theirs, theirs, enabled)))
+        return costs
     finally:
         torch.set_num_threads(threads)
 
 
-def _medians(theirs: Callable[[], object], ours: Callable[[], object]) -> list[float]:
+def enabled() -> AbstractContextManager[None]:
+    """torch.prelu on the kernels."""
+    return prelu_gpu.enabled("cpu")
+
+
+def _medians(
+    theirs: Callable[[], object],
+    ours: Callable[[], object],
+    switch: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[float]:
     samples: list[list[float]] = [[], [], []]
     for _ in range(ROUNDS):
         samples[0].append(_us(theirs))
         for below, row in ((0, samples[1]), (SMALL, samples[2])):
-            with without_launches(below):
+            with without_launches(below), switch():
                 row.append(_us(ours))
     return [statistics.median(row) for row in samples]
 
@@ -95,6 +108,7 @@ def without_launches(eager_below: int) -> Iterator[None]:
         for target, name, stand_in in (
             (functional, "backend", lambda device: Backend.TRITON),
             (functional, "EAGER_BELOW", eager_below),
+            (override, "backend", lambda device: Backend.TRITON),
             (ops, "backend", lambda device: Backend.TRITON),
             (launch, "rules", _rules),
             (launch, "run", lambda call, inputs, outputs: None),
@@ -114,7 +128,7 @@ def host_table() -> Table:
         ["torch", "prelu_gpu", "prelu_gpu, small"],
         title=f"The host's microseconds of a call, launches left out; medians of {ROUNDS} rounds",
         caption="torch computes its few elements; small is the route of tensors below "
-        f"{SMALL:,} elements",
+        f"{SMALL:,} elements, enabled is torch.prelu in a prelu_gpu.enabled block",
     )
     for cost in measure():
         table.add_row(cost.call, *(f"{us:.1f}" for us in cost[1:]))

@@ -79,8 +79,14 @@ def test_the_table_has_a_cost_of_every_call_and_route(monkeypatch):
     monkeypatch.setattr(host, "ROUNDS", 1)
     monkeypatch.setattr(host, "CALLS", 2)
     costs = host.measure()
-    assert [cost.call for cost in costs] == ["module, no grad", "forward", "forward + backward"]
+    assert [cost.call for cost in costs] == [
+        "module, no grad",
+        "forward",
+        "forward + backward",
+        "forward, enabled",
+        "forward + backward, enabled",
+    ]
     assert all(us > 0 for cost in costs for us in cost[1:])
     table = host.host_table()
-    assert table.row_count == 3
+    assert table.row_count == 5
     assert len(table.columns) == 4

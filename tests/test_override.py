@@ -32,7 +32,6 @@ from torch.nn import functional as F
 import prelu_gpu
 from benchmarks import host
 from prelu_gpu import functional, launch, override
-from prelu_gpu.backend import Backend
 from prelu_gpu.plan import SMALL
 
 SHAPE = (4, 3, 40)
@@ -465,7 +464,6 @@ def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):
     def us():
         return min(timeit.repeat(lambda: torch.prelu(x, weight), number=500, repeat=5)) * 2000
 
-    monkeypatch.setattr(override, "backend", lambda device: Backend.TRITON)
     monkeypatch.setattr(launch, "prelu_forward", lambda x, weight, dim: torch.empty_like(x))
     plain, ours = [], []
     with host.without_launches(0):
