@@ -14,8 +14,8 @@ TEST_OPTIONS ?= $(if $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes
 GPU_CHECKS := $(addprefix gpu-check-,marked tests core sanitizer bench training)
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo test test-full mutations lint bench machine-code machine-code-matrix tune clean gpu \
-	gpu-check $(GPU_CHECKS)
+.PHONY: demo test test-full test-stacks mutations lint bench machine-code machine-code-matrix tune \
+	clean gpu gpu-check $(GPU_CHECKS)
 .NOTPARALLEL:
 
 demo: $(ready)
@@ -27,6 +27,10 @@ test: $(ready)
 # 40 times as many examples of the property tests, and other ones on every run.
 test-full: $(ready)
 	$(PYTHON) -m pytest --hypothesis-profile=full
+
+# Networks of other packages, with and without the kernels, in an environment of their own.
+test-stacks: .venv-stacks/ready
+	.venv-stacks/bin/python -m pytest -rs tests/stacks
 
 # Breaks the kernels in hundreds of places: a survivor without a reason fails. Hours on two cores.
 mutations: $(ready)
@@ -92,6 +96,19 @@ gpu: $(ready)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Without what they ask for: facenet-pytorch is held to torch 2.2, and Asteroid's training to packages
+# that must be compiled. torchaudio's operators, which no network needs, are CUDA's in PyPI's wheel; its
+# import stops at them with a CPU build of torch, unless they are not there.
+.venv-stacks/ready: pyproject.toml constraints.txt tests/stacks/constraints.txt
+	python3 -m venv .venv-stacks
+	.venv-stacks/bin/python -m pip install --quiet --constraint constraints.txt \
+	--constraint tests/stacks/constraints.txt --editable . numpy pytest \
+	monai spandrel speechbrain timm torch-geometric torchaudio
+	.venv-stacks/bin/python -m pip install --quiet --constraint tests/stacks/constraints.txt --no-deps \
+	asteroid asteroid-filterbanks facenet-pytorch
+	rm -f .venv-stacks/lib/python*/site-packages/torchaudio/lib/*.so
+	touch $@
+
 clean:
-	rm -rf .venv out build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-stacks out build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -74,6 +74,19 @@ def is_plain(*tensors: Tensor) -> bool:
     return True
 
 
+def as_plain(tensor: Tensor) -> Tensor:
+    """The same tensor without its class, where that only adds to torch functions.
+
+    As those of data pipelines, that carry metadata: they have run by then, and would run again in
+    each call on the way to a kernel.
+    """
+    own = type(tensor).__torch_dispatch__
+    if is_compiling() or own is not torch._C._disabled_torch_dispatch_impl:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(Tensor)
+
+
 def is_watched() -> bool:
     """Whether a dispatch mode sees the calls: they go through the dispatcher then."""
     return torch._C._len_torch_dispatch_stack() > 0

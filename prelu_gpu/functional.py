@@ -19,6 +19,7 @@ from .backend import (
     PLAIN_TYPES,
     WITHOUT_TRITON,
     Backend,
+    as_plain,
     backend,
     is_plain,
     is_watched,
@@ -96,10 +97,13 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
     check_tensor("prelu", "input", 1, input)
     check_tensor("prelu", "weight", 2, weight)
-    plain = is_plain(input, weight)
+    x = input
+    if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
+        x, weight = as_plain(x), as_plain(weight)
+    plain = is_plain(x, weight)
     if plain:
-        check_memory(input, weight)
-    x, weight = _autocast(input, weight)
+        check_memory(x, weight)
+    x, weight = _autocast(x, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
             # The tracer's, of every shape that a check looks at.

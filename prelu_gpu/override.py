@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from . import functional
-from .backend import WITHOUT_TRITON, Backend, backend, reason
+from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, as_plain, backend, reason
 from .checks import DTYPES, HALF, check_memory
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -178,6 +178,8 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
 
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         y: Tensor
+        if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
+            x, weight = as_plain(x), as_plain(weight)
         if (
             x.numel() < functional.EAGER_BELOW
             or device_type not in _SERVED
@@ -190,6 +192,8 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         return y
 
     def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> Any:
+        if not {type(grad_y), type(x), type(weight)} <= PLAIN_TYPES:
+            grad_y, x, weight = as_plain(grad_y), as_plain(x), as_plain(weight)
         if (
             # The native operator rounds in each product of the slope gradient.
             (x.numel() < functional.EAGER_BELOW and x.dtype not in HALF)

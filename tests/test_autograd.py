@@ -1,6 +1,8 @@
+import contextlib
 import io
 import itertools
 import math
+import typing
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,7 +20,7 @@ from reference import (
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
-from prelu_gpu import functional, leaky_relu, prelu
+from prelu_gpu import enabled, functional, leaky_relu, prelu
 from prelu_gpu.backend import Backend
 from prelu_gpu.plan import Kind
 
@@ -385,3 +387,32 @@ def test_threads_at_once(x, weight):
     with ThreadPoolExecutor(4) as pool:
         for y in pool.map(lambda _: prelu(x, weight), range(40)):
             assert torch.equal(y, expected)
+
+
+class Annotated(torch.Tensor):
+    """As data pipelines have them: a class that adds to torch functions, and to no operator."""
+
+    seen: typing.ClassVar[list] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("function", [prelu, torch.prelu], ids=["prelu", "enabled"])
+def test_the_kernels_serve_tensors_whose_class_only_adds_to_torch_functions(
+    function, x, weight, launches
+):
+    slopes = weight.clone().as_subclass(Annotated).requires_grad_()
+    annotated = x.clone().as_subclass(Annotated).requires_grad_()
+    Annotated.seen.clear()
+    with enabled(x.device.type) if function is torch.prelu else contextlib.nullcontext():
+        y = function(annotated, slopes)
+        given = torch.autograd.grad(y.sum(), (annotated, slopes))
+    assert type(y) is Annotated
+    assert Annotated.seen == [function, torch.Tensor.sum, torch.autograd.grad]
+    assert [name.split("_")[1] for name in launches[:2]] == ["forward", "backward"]
+    expected = backward(prelu, x, weight, torch.ones_like(x))
+    for ours, plain in zip((y, *given), expected, strict=True):
+        assert torch.equal(ours.detach().as_subclass(torch.Tensor), plain)
