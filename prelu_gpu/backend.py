@@ -1,6 +1,8 @@
 """Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
+import sys
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ def reason(device: torch.device) -> str:
     return WITHOUT_TRITON or f"Triton has no kernels for {device.type}"
 
 
-def is_plain(*tensors: Tensor) -> bool:
+def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) -> bool:
     """Whether nothing but plain execution sees a call.
 
     Compilers, tracers, transforms and tensor subclasses must see PyTorch's operators: the memory
@@ -69,9 +71,18 @@ def is_plain(*tensors: Tensor) -> bool:
     ):
         return False
     for tensor in tensors:
-        if type(tensor) not in PLAIN_TYPES or tensor._is_zerotensor():
+        if type(tensor) not in types or tensor._is_zerotensor():
             return False
     return True
+
+
+def is_distributed(*tensors: Tensor) -> bool:
+    """Whether plain execution sees DTensors, whose dispatch brings our operators the shards."""
+    if is_compiling() or "torch.distributed.tensor" not in sys.modules:
+        return False
+    from .sharding import UNWRAPPED
+
+    return any(is_plain(*tensors, types=types) for types in UNWRAPPED)
 
 
 def is_watched() -> bool:

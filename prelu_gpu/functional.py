@@ -14,12 +14,14 @@ from torch.overrides import (
 )
 
 from . import eager
+from .autograd import CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 from .backend import (
     INTERPRETED,
     PLAIN_TYPES,
     WITHOUT_TRITON,
     Backend,
     backend,
+    is_distributed,
     is_plain,
     is_watched,
 )
@@ -29,7 +31,6 @@ from .plan import SMALL, dense_stride, is_dense
 
 if WITHOUT_TRITON is None:
     from . import launch
-    from .autograd import CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 
 
 EAGER_BELOW = 0 if INTERPRETED else SMALL
@@ -96,14 +97,14 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if is_dynamo_compiling() and _may_compile(x, weight):
         compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return compiled
-    if not is_plain(x, weight) or backend(x.device) is Backend.EAGER:
+    if not _is_served(x, weight):
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
         return _prelu_broadcast(x, weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
     else:
-        y = kernels().prelu_forward(x, weight, channel_dim)
+        y = kernels(x).prelu_forward(x, weight, channel_dim)
     return y
 
 
@@ -142,7 +143,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         )
     check_tensor("leaky_relu", "input", 1, input)
     slope = check_negative_slope(input, negative_slope)
-    if not is_plain(input) or backend(input.device) is Backend.EAGER:
+    if not _is_served(input):
         return eager.leaky_relu(input, slope, inplace)
     if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
@@ -153,7 +154,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         torch.autograd.graph.increment_version(input)
         y = launch.leaky_relu_forward_(input, slope)
     else:
-        y = kernels().leaky_relu_forward(input, slope)
+        y = kernels(input).leaky_relu_forward(input, slope)
     return y
 
 
@@ -187,13 +188,21 @@ def _may_compile(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _is_served(*tensors: Tensor) -> bool:
+    """Whether a call is for the kernels, or for our operators, which look at a shard's device."""
+    if is_plain(*tensors):
+        return backend(tensors[0].device) is not Backend.EAGER
+    return is_distributed(*tensors)
+
+
 def _may_write(x: Tensor) -> bool:
     """Whether a kernel may write into x; where not, PyTorch's operator does, or says why not.
 
     It refuses leaves, some views and inference tensors, and reaches through slices.
     """
     return (
-        is_dense(x.shape, x.stride())
+        type(x) in PLAIN_TYPES
+        and is_dense(x.shape, x.stride())
         and not x.is_neg()
         and (torch.is_inference_mode_enabled() or not x.is_inference())
         and not (torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()))
