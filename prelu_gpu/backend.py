@@ -20,7 +20,7 @@ else:
 
 KERNEL_DEVICES = ("cuda", "xpu")
 
-PLAIN_TYPES = frozenset((Tensor, nn.Parameter, nn.Buffer))
+PLAIN_TYPES: frozenset[type[Tensor]] = frozenset((Tensor, nn.Parameter, nn.Buffer))
 _TRACING_MODES = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
@@ -71,7 +71,9 @@ def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) ->
     ):
         return False
     for tensor in tensors:
-        if type(tensor) not in types or tensor._is_zerotensor():
+        if type(tensor) not in types:
+            return False
+        if tensor._is_zerotensor():
             return False
     return True
 
