@@ -83,10 +83,10 @@ def mesh(*shape):
 
 
 def distribute(tensor, placements, on=None):
-    """A leaf, whole or in shards or, where Partial, in halves that are to be summed."""
+    """A leaf, whole or in shards or, where Partial, as twice itself and minus itself."""
     on = on or mesh()
     if placements == [Partial()]:
-        return DTensor.from_local(tensor / WORLD, on, placements)
+        return DTensor.from_local(tensor * (2, -1)[dist.get_rank()], on, placements)
     return distribute_tensor(tensor, on, placements)
 
 
@@ -472,15 +472,17 @@ def fully_sharded_with_the_older_interface():
     assert_same_gradients(actual, expected[1])
 
 
-def parallelise(model):
+def parallelise(model, on=None):
     """Tensor parallel: half of the channels, and their slopes, in each process."""
+
+    on = on or mesh()
 
     def shard_slopes(name, module, on):
         module.weight = nn.Parameter(distribute_tensor(module.weight, on, [Shard(0)]))
 
     plan = {"first": ColwiseParallel(use_local_output=False), "second": RowwiseParallel()}
-    parallelize_module(model, mesh(), plan)
-    distribute_module(model.channels, mesh(), shard_slopes)
+    parallelize_module(model, on, plan)
+    distribute_module(model.channels, on, shard_slopes)
     return model
 
 
@@ -502,6 +504,22 @@ def tensor_parallel():
     ]
     assert_same(whole(y.detach()), expected(BATCH).detach())
     assert_same_gradients(gradients(parallel), gradients(expected))
+
+
+@check(shape=[(1, WORLD), (WORLD, 1)])
+def fully_sharded_tensor_parallel(shape):
+    model = Branches()
+    expected = copy.deepcopy(model)
+    expected(BATCH).backward(GRAD_Y / shape[0])
+    on = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+    parallel = parallelise(prelu_gpu.accelerate(model), on["tensor"])
+    sharded = shard_fully(parallel, ["channels"], mesh=on["data"])
+    part = on.get_local_rank("data")
+    y = sharded(BATCH.chunk(shape[0])[part])
+    y.backward(GRAD_Y.chunk(shape[0])[part])
+    assert LAUNCHED
+    assert_same(y.detach(), expected(BATCH).detach().chunk(shape[0])[part])
+    assert_same_gradients(gradients(sharded), gradients(expected))
 
 
 @check(how=["fully sharded", "tensor parallel"])
@@ -549,7 +567,7 @@ def main(rank, folder):
         try:
             function()
             results[name] = ""
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             results[name] = traceback.format_exc()
         (folder / f"{rank}.json").write_text(json.dumps(results))
         # A process that failed waits for one that did not; its collective ends by the timeout.

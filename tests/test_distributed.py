@@ -24,7 +24,7 @@ def finish(process):
     try:
         output, _ = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.terminate()
         output, _ = process.communicate()
     return output
 
