@@ -3,6 +3,7 @@
 Imported where such a tensor has arrived: without one, torch.distributed.tensor is slow to import.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ def _placements(
 ) -> Iterator[tuple[Placement, Placement, Placement]]:
     """Placements of the input, the slopes and the slopes' gradient that go together."""
     yield Replicate(), Replicate(), Replicate()
-    channels = None if channel_dim is None or weight.shape.numel() == 1 else channel_dim % x.ndim
+    channels = None if channel_dim is None or math.prod(weight.shape) == 1 else channel_dim % x.ndim
     for d in range(x.ndim):
         if d == channels:
             yield Shard(d), Shard(0), Shard(0)
