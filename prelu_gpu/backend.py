@@ -79,12 +79,18 @@ def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) ->
 
 
 def is_distributed(*tensors: Tensor) -> bool:
-    """Whether plain execution sees DTensors, whose dispatch brings our operators the shards."""
-    if is_compiling() or "torch.distributed.tensor" not in sys.modules:
+    """Whether plain execution sees DTensors."""
+    return is_sharded(*tensors) and is_plain(*tensors, types={type(tensor) for tensor in tensors})
+
+
+def is_sharded(*tensors: Tensor) -> bool:
+    """Whether tensors are DTensors, whose dispatch brings our operators the shards."""
+    if "torch.distributed.tensor" not in sys.modules:
         return False
     from .sharding import UNWRAPPED
 
-    return any(is_plain(*tensors, types=types) for types in UNWRAPPED)
+    given = {type(tensor) for tensor in tensors}
+    return any(given <= types for types in UNWRAPPED)
 
 
 def is_watched() -> bool:

@@ -23,6 +23,7 @@ from .backend import (
     backend,
     is_distributed,
     is_plain,
+    is_sharded,
     is_watched,
 )
 from .checks import DTYPES, HALF, check_negative_slope, check_prelu, check_tensor
@@ -178,10 +179,13 @@ def _may_compile(x: Tensor, weight: Tensor) -> bool:
     Exported programs run where nothing of this library is, and transforms batch what they know.
     """
     return (
-        not torch.compiler.is_exporting()
+        not torch.compiler._is_exporting_flag
         and not torch._C._are_functorch_transforms_active()
-        and {type(x), type(weight)} <= PLAIN_TYPES
-        and backend(x.device) is not Backend.EAGER
+        and (
+            backend(x.device) is not Backend.EAGER
+            if {type(x), type(weight)} <= PLAIN_TYPES
+            else is_sharded(x, weight)
+        )
         and (weight.dim() < 2 or weight.numel() == 1)
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)

@@ -76,7 +76,7 @@ print("as promised")
     assert output.count("as promised") == WORLD, output
 
 
-def test_dtensors_without_triton_and_not_imported_before_one_arrives():
+def test_dtensors_without_triton_compiled_and_not_imported_before_one_arrives():
     program = """
 import sys
 sys.modules["triton"] = None
@@ -93,11 +93,14 @@ assert "prelu_gpu.sharding" not in sys.modules
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh = init_device_mesh("cpu", (1,))
 sharded = distribute_tensor(x, mesh, [Shard(1)])
-slopes = distribute_tensor(weight, mesh, [Shard(0)])
-y = prelu_gpu.prelu(sharded, slopes.requires_grad_())
-y.backward(y.detach())
-assert torch.equal(y.to_local(), torch.prelu(x, weight))
-torch.testing.assert_close(slopes.grad.to_local(), (x.clamp(max=0) ** 2 * weight).sum(0))
+compiled = torch.compile(prelu_gpu.prelu, backend="aot_eager", fullgraph=True)
+for function in compiled, prelu_gpu.prelu:
+    slopes = distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
+    y = function(sharded, slopes)
+    y.backward(y.detach())
+    assert torch.equal(y.to_local(), torch.prelu(x, weight))
+    assert slopes.grad.placements == (Shard(0),)
+    torch.testing.assert_close(slopes.grad.to_local(), (x.clamp(max=0) ** 2 * weight).sum(0))
 dist.destroy_process_group()
 print("done")
 """
