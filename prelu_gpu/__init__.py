@@ -6,6 +6,7 @@ together.
 
 from .functional import leaky_relu, prelu
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
+from .optim import parameter_groups
 from .override import disable, enable, enabled
 from .switch import accelerate, restore
 
@@ -19,6 +20,7 @@ __all__ = [
     "enable",
     "enabled",
     "leaky_relu",
+    "parameter_groups",
     "prelu",
     "restore",
 ]

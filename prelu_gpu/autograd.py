@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import eager, ops
 from .backend import WITHOUT_TRITON, is_batched, is_distributed, is_plain
+from .checks import check_memory
 from .ops import kernels
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -87,6 +88,10 @@ def _by_kernel(grad_y: Tensor, *saved: Tensor) -> bool:
     With create_graph=True the gradients must be differentiable, and batched gradients have no
     memory of their own: PyTorch's operators.
     """
-    if torch.is_grad_enabled() or is_batched(grad_y):
+    if is_batched(grad_y):
         return False
-    return is_plain(grad_y, *saved) or is_distributed(grad_y, *saved)
+    if is_plain(grad_y, *saved):
+        check_memory(grad_y, *saved)
+    elif not is_distributed(grad_y, *saved):
+        return False
+    return not torch.is_grad_enabled()

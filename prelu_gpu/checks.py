@@ -111,6 +111,33 @@ def check_tensor(function: str, name: str, position: int, value: Tensor) -> None
         )
 
 
+def refuse_scripting(*_: object) -> NoReturn:
+    """Stops torch.jit.script, which calls this first, as a module's `__prepare_scriptable__`."""
+    raise RuntimeError(
+        "torch.jit.script compiles Python, and the kernels of prelu_gpu are not in it. Call "
+        "prelu_gpu.restore(model) first, and torch.nn.functional's prelu and leaky_relu in "
+        "functions; torch.jit.trace and torch.export take everything as it is."
+    )
+
+
+def check_memory(*tensors: Tensor) -> None:
+    """Checks that there is memory behind tensors, where a kernel would read what is another's.
+
+    FSDP, for one, resizes the storages of parameters to nothing while they are not in use.
+    """
+    for tensor in tensors:
+        try:
+            freed = tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+        except NotImplementedError:
+            continue  # a device whose tensors have no storages
+        if freed:
+            raise RuntimeError(
+                "prelu_gpu: The tensor has a non-zero number of elements, but its data is not "
+                f"allocated yet. Got one of shape {tuple(tensor.shape)} with a storage of 0 bytes. "
+                "Resize the storage and fill it before this call; the backward needs it again."
+            )
+
+
 def _check_broadcast(input: Tensor, weight: Tensor) -> None:
     for dim, (channels, slopes) in enumerate(zip(input.shape, weight.shape, strict=True)):
         if slopes not in (1, channels):

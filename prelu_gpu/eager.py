@@ -5,6 +5,8 @@ In float64 this is the oracle of the tests. Arguments are taken as checked (chec
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 
@@ -17,14 +19,36 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
             in the input's dtype, or beside a half-precision input float32, as the arithmetic then.
         channel_dim: the dimension of the channels; None for a shared slope and for broadcasting.
     """
-    if weight.dim() > 1 or input.dtype != weight.dtype:
-        # Not on autocast's list, which would round a float32 slope.
-        slopes = _slopes(input, weight, channel_dim)
-        y: Tensor = torch.ops.aten._prelu_kernel(input.to(weight.dtype), slopes)
-        return y.to(input.dtype)
-    if channel_dim is None:
+    if weight.dim() > 1 and (is_exporting() or is_tracing()):  # type: ignore[no-untyped-call]
+        return _prelu_by_channels(input, weight)
+    if channel_dim not in (None, 1):
+        return prelu(input.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
+    if weight.dim() < 2 and input.dtype == weight.dtype:
         return torch.prelu(input, weight)
-    return torch.prelu(input.movedim(channel_dim, 1), weight).movedim(1, channel_dim)
+    if is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[no-untyped-call]
+        # ONNX's exporter of traces knows no other operator.
+        return torch.prelu(input.to(weight.dtype), weight).to(input.dtype)
+    # Not on autocast's list, which would round a float32 slope.
+    slopes = _slopes(input, weight, channel_dim)
+    y: Tensor = torch.ops.aten._prelu_kernel(input.to(weight.dtype), slopes)
+    return y.to(input.dtype)
+
+
+def _prelu_by_channels(input: Tensor, weight: Tensor) -> Tensor:
+    """PReLU of slopes of the input's rank, all of them along dimension 1.
+
+    For graphs that are recorded: ONNX's converters take slopes along other dimensions as if they
+    were along that one.
+    """
+    varying = [d for d, size in enumerate(weight.shape) if size != 1]
+    if len(varying) < 2:
+        return prelu(input, weight.flatten(), varying[0] if varying else None)
+    first, last = varying[0], varying[-1]
+    if first == 0:
+        return _prelu_by_channels(input.unsqueeze(0), weight.unsqueeze(0)).squeeze(0)
+    sizes = input.shape[first : last + 1]
+    slopes = weight.expand(*[-1] * first, *sizes, *[-1] * (input.dim() - last - 1)).flatten()
+    return prelu(input.flatten(first, last), slopes, first).reshape(input.shape)
 
 
 def prelu_backward(

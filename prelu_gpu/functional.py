@@ -26,7 +26,15 @@ from .backend import (
     is_sharded,
     is_watched,
 )
-from .checks import DTYPES, HALF, check_negative_slope, check_prelu, check_tensor
+from .checks import (
+    DTYPES,
+    HALF,
+    check_memory,
+    check_negative_slope,
+    check_prelu,
+    check_tensor,
+    refuse_scripting,
+)
 from .ops import kernels
 from .plan import SMALL, dense_stride, is_dense
 
@@ -66,7 +74,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
             channels, a weight of another rank or that does not broadcast, tensors on different
-            devices, integer, complex, sparse, quantised or nested tensors.
+            devices, integer, complex, sparse, quantised or nested tensors, a storage that was
+            resized to nothing.
         IndexError: ``dim`` out of range, where there is more than one slope.
         TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
@@ -81,13 +90,17 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         and not torch._C._is_any_autocast_enabled()
     ):
         try:
-            return torch.prelu(input, weight)
+            if input.untyped_storage().nbytes() and weight.untyped_storage().nbytes():
+                return torch.prelu(input, weight)
         except RuntimeError:
             pass  # What is refused is named below.
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
     check_tensor("prelu", "input", 1, input)
     check_tensor("prelu", "weight", 2, weight)
+    plain = is_plain(input, weight)
+    if plain:
+        check_memory(input, weight)
     x, weight = _autocast(input, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
@@ -98,7 +111,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if is_dynamo_compiling() and _may_compile(x, weight):
         compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return compiled
-    if not _is_served(x, weight):
+    served = backend(x.device) is not Backend.EAGER if plain else is_distributed(x, weight)
+    if not served:
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
         return _prelu_broadcast(x, weight)
@@ -135,7 +149,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     """
     if _is_small(input) and isinstance(negative_slope, (float, int)):
         try:
-            return F.leaky_relu(input, negative_slope, inplace)
+            if input.untyped_storage().nbytes():
+                return F.leaky_relu(input, negative_slope, inplace)
         except RuntimeError:
             pass  # What is refused is named below.
     if has_torch_function_unary(input):
@@ -144,7 +159,11 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         )
     check_tensor("leaky_relu", "input", 1, input)
     slope = check_negative_slope(input, negative_slope)
-    if not _is_served(input):
+    plain = is_plain(input)
+    if plain:
+        check_memory(input)
+    served = backend(input.device) is not Backend.EAGER if plain else is_distributed(input)
+    if not served:
         return eager.leaky_relu(input, slope, inplace)
     if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
@@ -157,6 +176,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     else:
         y = kernels(input).leaky_relu_forward(input, slope)
     return y
+
+
+prelu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
+leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 
 
 def _is_small(x: Tensor) -> bool:
@@ -187,16 +210,7 @@ def _may_compile(x: Tensor, weight: Tensor) -> bool:
             else is_sharded(x, weight)
         )
         and (weight.dim() < 2 or weight.numel() == 1)
-        and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
     )
-
-
-def _is_served(*tensors: Tensor) -> bool:
-    """Whether a call is for the kernels, or for our operators, which look at a shard's device."""
-    if is_plain(*tensors):
-        return backend(tensors[0].device) is not Backend.EAGER
-    return is_distributed(*tensors)
 
 
 def _may_write(x: Tensor) -> bool:

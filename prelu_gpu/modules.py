@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import check_dim
+from .checks import check_dim, refuse_scripting
 from .functional import leaky_relu, prelu
 
 
@@ -26,13 +26,26 @@ class PReLU(nn.PReLU):
 
     Attributes:
         weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them to 0, which makes a
-            ReLU: leave them out of it.
+            ReLU: :func:`prelu_gpu.parameter_groups` leaves them out of it.
+
+    Slopes are kept in a range, as by Keras's `alpha_constraint`, by a parametrisation, of a
+    :class:`torch.nn.PReLU` too:
+
+    >>> class Range(torch.nn.Module):
+    ...     def forward(self, weight):
+    ...         return weight.clamp(0.0, 1.0)
+    >>> act = torch.nn.utils.parametrize.register_parametrization(PReLU(64), "weight", Range())
+
+    The parameter itself, ``act.parametrizations.weight.original``, may leave the range. It gets no
+    gradient there, where Keras moves it back after each step.
 
     Errors and dtypes are those of :func:`prelu_gpu.prelu`.
     """
 
     dim: int = 1
     """Of the class too: `accelerate` turns a torch.nn.PReLU, which has no `dim`, into this."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -81,6 +94,8 @@ class SharedAxesPReLU(nn.Module):
     between them. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis that is
     not there.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -141,6 +156,8 @@ class LeakyReLU(nn.LeakyReLU):
 
     Errors and dtypes are those of :func:`prelu_gpu.leaky_relu`.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies Leaky ReLU."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import eager
 from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, is_watched
-from .checks import check_negative_slope, check_prelu, check_tensor
+from .checks import check_memory, check_negative_slope, check_prelu, check_tensor
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
@@ -46,6 +46,7 @@ def _check_gradient(grad_y: Tensor, x: Tensor) -> None:
 
 def _prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     channel_dim = _check(x, weight, channel_dim)
+    check_memory(x, weight)
     if backend(x.device) is Backend.EAGER:
         return eager.prelu(x, weight, channel_dim)
     return launch.prelu_forward(x, weight, channel_dim)
@@ -56,6 +57,7 @@ def _prelu_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     channel_dim = _check(x, weight, channel_dim)
     _check_gradient(grad_y, x)
+    check_memory(grad_y, x, weight)
     needs_x, needs_weight = needs
     if backend(x.device) is Backend.EAGER:
         return eager.prelu_backward(grad_y, x, weight, channel_dim, (needs_x, needs_weight))
@@ -65,6 +67,7 @@ def _prelu_backward(
 def _leaky_relu(x: Tensor, negative_slope: float) -> Tensor:
     check_tensor("leaky_relu", "input", 1, x)
     check_negative_slope(x, negative_slope)
+    check_memory(x)
     if backend(x.device) is Backend.EAGER:
         return eager.leaky_relu(x, negative_slope, False)
     return launch.leaky_relu_forward(x, negative_slope)
@@ -74,6 +77,7 @@ def _leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) -
     check_tensor("leaky_relu", "input", 2, saved)
     check_negative_slope(saved, negative_slope)
     _check_gradient(grad_y, saved)
+    check_memory(grad_y, saved)
     if backend(saved.device) is Backend.EAGER:
         return eager.leaky_relu_backward(grad_y, saved, negative_slope, False)
     return launch.leaky_relu_backward(grad_y, saved, negative_slope)

@@ -19,7 +19,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from . import functional
 from .backend import WITHOUT_TRITON, Backend, backend, reason
-from .checks import DTYPES, HALF
+from .checks import DTYPES, HALF, check_memory
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
@@ -185,6 +185,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         ):
             y = native(keys, x, weight)
         else:
+            check_memory(x, weight)
             y = launch.prelu_forward(x, weight, None if weight.numel() == 1 else 1)
         return y
 
@@ -200,6 +201,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
             or not _is_prelus(x, weight)
         ):
             return native_backward(keys, grad_y, x, weight)
+        check_memory(grad_y, x, weight)
         # The slope gradient is summed already: autograd sums what has another shape.
         channel_dim = None if weight.numel() == 1 else 1
         return launch.prelu_backward(grad_y, x, weight, channel_dim, (True, True))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 
@@ -18,12 +19,12 @@ _ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {PReLU: nn.PReLU, LeakyReLU
 def accelerate(model: Model) -> Model:
     """Makes every :class:`torch.nn.PReLU` in `model` run on the fused kernels, in place.
 
-    A module changes its class and nothing else: its Parameters, hooks, name and every reference to
-    it stay, `model` itself included if it is one. Left as they are, and named by a warning of the
-    logger "prelu_gpu": subclasses of torch.nn.PReLU, whose forward may differ, and modules with an
-    attribute `forward` or `dim` of their own. Left too: torch.nn.LeakyReLU, which PyTorch already
-    runs in vectorised kernels. The logger tells at level INFO what was swapped. :func:`restore`
-    undoes it.
+    A module changes its class and nothing else: its Parameters, hooks, parametrisations, name and
+    every reference to it stay, `model` itself included if it is one. Left as they are, and named by
+    a warning of the logger "prelu_gpu": subclasses of torch.nn.PReLU, whose forward may differ, and
+    modules with an attribute `forward` or `dim` of their own. Left too: torch.nn.LeakyReLU, which
+    PyTorch already runs in vectorised kernels. The logger tells at level INFO what was swapped.
+    :func:`restore` undoes it.
 
     Args:
         model: any module; one without PReLU is only warned of.
@@ -42,7 +43,7 @@ def accelerate(model: Model) -> Model:
         elif isinstance(module, nn.PReLU):
             reason = _own(module, nn.PReLU)
             if reason is None:
-                module.__class__ = PReLU
+                _change_class(module, PReLU)
                 swapped.append(name)
             else:
                 left.append(f"{name} ({reason})")
@@ -78,7 +79,7 @@ def restore(model: Model) -> Model:
             if isinstance(module, ours):
                 reason = _own(module, ours)
                 if reason is None:
-                    module.__class__ = original
+                    _change_class(module, original)
                 else:
                     left.append(f"{name} ({reason})")
         if isinstance(module, SharedAxesPReLU):
@@ -95,10 +96,23 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _own(module: nn.Module, plain: type[nn.Module]) -> str | None:
     """What a module has of its own beside the class `plain`, in a few words; None if nothing."""
-    if type(module) is not plain:
-        return f"{type(module).__name__}, a subclass whose forward may differ"
+    kind = type_before_parametrizations(module)
+    if kind is not plain:
+        return f"{kind.__name__}, a subclass whose forward may differ"
     own = [attribute for attribute in ("forward", "dim") if attribute in vars(module)]
     return f"with its own {' and '.join(own)}" if own else None
+
+
+def _change_class(module: nn.Module, plain: type[nn.Module]) -> None:
+    """Makes `plain` the class of a module, below its parametrisations if it has any.
+
+    Those gave it a class of its own, with the weight as a property. Copies of the module share
+    that class and keep it as it is: the module gets another one.
+    """
+    if is_parametrized(module):
+        parametrised = type(module)
+        plain = type(parametrised.__name__, (plain,), dict(vars(parametrised)))
+    module.__class__ = plain
 
 
 def _check(function: str, model: object) -> None:

@@ -1,11 +1,15 @@
 """torch.compile: whole graphs, PyTorch's forward for the compiler to fuse, our backward."""
 
+import functools
+
 import pytest
 import torch
 from reference import assert_same, id_of, randn
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import metrics
+from torch.func import grad, jvp, vmap
+from torch.testing._internal.two_tensor import TwoTensor
 
 import prelu_gpu
 from prelu_gpu import functional
@@ -140,23 +144,48 @@ def test_a_network_that_was_accelerated(device, launches):
         torch.testing.assert_close(actual, exact)
 
 
-def test_transforms_in_a_compiled_function(device):
-    def loss(x, weight):
-        return prelu_gpu.prelu(x, weight).square().sum()
+TRANSFORMS = {
+    "vmap": lambda prelu, x, weight: vmap(lambda x: prelu(x.unsqueeze(0), weight))(x),
+    "gradients of each sample": lambda prelu, x, weight: vmap(
+        grad(lambda x: prelu(x.unsqueeze(0), weight).sin().sum())
+    )(x),
+    "forward mode": lambda prelu, x, weight: jvp(lambda x: prelu(x, weight), (x,), (x,)),
+}
 
-    def reference(x, weight):
-        return torch.prelu(x, weight).square().sum()
 
-    x, weight = randn(SHAPE, torch.float32, device), randn((8,), torch.float32, device, seed=1)
+@pytest.mark.parametrize("transformed", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_in_a_compiled_function(transformed, device):
+    x = randn(SHAPE, torch.float32, device).requires_grad_()
+    weight = randn((3,), torch.float32, device, seed=1).requires_grad_()
     given, expected = (
-        torch.compile(
-            torch.func.vmap(torch.func.grad(f, (0, 1)), (0, None)),
-            backend="aot_eager",
-            fullgraph=True,
-        )(x, weight)
-        for f in (loss, reference)
+        torch.compile(functools.partial(transformed, prelu), backend="aot_eager", fullgraph=True)(
+            x, weight
+        )
+        for prelu in (prelu_gpu.prelu, torch.prelu)
     )
     torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("wrapped", ["the input", "the slope"])
+def test_a_tensor_subclass_that_does_not_know_our_operators(wrapped, device, monkeypatch):
+    dispatch = TwoTensor.__torch_dispatch__
+
+    def aten_only(func, types, args=(), kwargs=None):
+        assert func.namespace in ("aten", "prims")
+        return dispatch(func, types, args, kwargs)
+
+    monkeypatch.setattr(TwoTensor, "__torch_dispatch__", staticmethod(aten_only))
+    x, weight = randn(SHAPE, torch.float32, device), torch.ones(3, device=device)
+    if wrapped == "the input":
+        x = TwoTensor(x, x)
+    else:
+        weight = TwoTensor(weight, weight)
+    weight.requires_grad_()
+    given, expected = (
+        torch.autograd.grad(torch.compile(prelu, backend="aot_eager")(x, weight).sum(), weight)[0]
+        for prelu in (prelu_gpu.prelu, torch.prelu)
+    )
+    torch.testing.assert_close(given.a, expected.a)
 
 
 def test_slopes_that_broadcast(device):

@@ -392,6 +392,19 @@ def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
         assert y.shape == x.shape
 
 
+@pytest.mark.parametrize("freed", [0, 1, 2])
+def test_memory_that_was_freed_is_not_read(freed, device, x, weight):
+    grad_y, *tensors = torch.ones_like(x), x, weight.view(1, 3, 1)
+    [grad_y, *tensors][freed].untyped_storage().resize_(0)
+    with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
+        with pytest.raises(RuntimeError, match="data is not allocated yet"):
+            torch.ops.aten._prelu_kernel_backward(grad_y, *tensors)
+        if freed:
+            with pytest.raises(RuntimeError, match="data is not allocated yet"):
+                torch.ops.aten._prelu_kernel(*tensors)
+    assert not run.called
+
+
 @pytest.mark.parametrize(
     ("device_given", "error", "message"),
     [

@@ -6,6 +6,8 @@ import pytest
 import torch
 from reference import assert_same, randn
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
 import prelu_gpu
 
@@ -155,6 +157,93 @@ def test_restore_leaves_what_it_cannot_undo(caplog):
     assert caplog.messages == [
         "restore: left as they are: 0 (with its own forward), "
         "1 (Subclass, a subclass whose forward may differ), 2 (SharedAxesPReLU)"
+    ]
+
+
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+    def right_inverse(self, weight):
+        return weight * 2
+
+
+STEPS = {
+    "parametrise": lambda m: parametrize.register_parametrization(m, "weight", Half()),
+    "normalise": lambda m: weight_norm(m, dim=None),
+    "remove": lambda m: parametrize.remove_parametrizations(m, "weight"),
+    "accelerate": prelu_gpu.accelerate,
+    "restore": prelu_gpu.restore,
+    "copy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "parametrise accelerate",
+        "parametrise accelerate remove",
+        "parametrise accelerate remove restore",
+        "parametrise accelerate restore",
+        "parametrise accelerate restore remove",
+        "parametrise accelerate restore accelerate remove",
+        "parametrise accelerate copy remove",
+        "parametrise accelerate copy restore remove",
+        "parametrise copy accelerate copy remove",
+        "accelerate parametrise restore",
+        "accelerate parametrise restore remove",
+        "accelerate parametrise remove parametrise restore",
+        "normalise accelerate copy",
+        "normalise accelerate restore remove",
+    ],
+)
+def test_parametrised_slopes_before_and_after_in_every_order(steps, device, request, caplog):
+    module = nn.PReLU(3, device=device)
+    x = randn((2, 3, 9), torch.float32, device)
+    before = nn.Sequential(module)(x)
+    fast = parametrised = False
+    for step in steps.split():
+        original = next(module.parameters())
+        module = STEPS[step](module)
+        fast = {"accelerate": True, "restore": False}.get(step, fast)
+        parametrised = {"parametrise": True, "normalise": True, "remove": False}.get(
+            step, parametrised
+        )
+        kind = prelu_gpu.PReLU if fast else nn.PReLU
+        assert parametrize.type_before_parametrizations(module) is kind
+        assert type(module).__name__ == "Parametrized" * parametrised + "PReLU"
+        assert isinstance(vars(type(module)).get("weight"), property) == parametrised
+        assert parametrize.is_parametrized(module) == parametrised
+        if step in ("accelerate", "restore"):
+            assert next(module.parameters()) is original
+        torch.testing.assert_close(module(x), before)
+    assert caplog.messages == []
+    if fast:
+        request.getfixturevalue("launches")
+        module(x)
+
+
+def test_copies_of_a_parametrised_module_stay_as_they_are(device, launches):
+    """They share the class that parametrize made for it."""
+    module = parametrize.register_parametrization(nn.PReLU(3, device=device), "weight", Half())
+    other = copy.deepcopy(module)
+    prelu_gpu.accelerate(module)
+    x = randn((2, 3, 9), torch.float32, device)
+    other(x)
+    assert launches == []
+    assert parametrize.type_before_parametrizations(other) is nn.PReLU
+    parametrize.remove_parametrizations(module, "weight")
+    assert_same(module(x).detach(), other(x).detach())
+
+
+def test_a_parametrised_subclass_stays(caplog):
+    model = nn.Sequential(OwnForward(3))
+    parametrize.register_parametrization(model[0], "weight", Half())
+    kind = type(model[0])
+    prelu_gpu.accelerate(model)
+    assert type(model[0]) is kind
+    assert caplog.messages == [
+        "accelerate: left as they are: 0 (OwnForward, a subclass whose forward may differ)"
     ]
 
 
