@@ -1,14 +1,17 @@
 """The family as autograd functions around the kernels."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import eager, launch, ops
-from .backend import is_batched, is_plain
+from . import eager, ops
+from .backend import WITHOUT_TRITON, is_batched, is_distributed, is_plain
 from .checks import check_memory
 from .ops import kernels
+
+if TYPE_CHECKING or WITHOUT_TRITON is None:
+    from . import launch
 
 
 class PReLUFunction(torch.autograd.Function):
@@ -19,14 +22,14 @@ class PReLUFunction(torch.autograd.Function):
         """Runs the forward kernel."""
         ctx.save_for_backward(x, weight)
         ctx.channel_dim = channel_dim
-        y: Tensor = kernels().prelu_forward(x, weight, channel_dim)
+        y: Tensor = kernels(x).prelu_forward(x, weight, channel_dim)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Runs the backward kernel for the gradients that are needed."""
         x, weight = ctx.saved_tensors
-        served_by = kernels() if _by_kernel(grad_y, x, weight) else eager
+        served_by = kernels(x) if _by_kernel(grad_y, x, weight) else eager
         needs = ctx.needs_input_grad[:2]
         return *served_by.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
 
@@ -60,7 +63,7 @@ class LeakyReLUFunction(torch.autograd.Function):
             ctx.mark_dirty(x)
             y = launch.leaky_relu_forward_(x, negative_slope)
         else:
-            y = kernels().leaky_relu_forward(x, negative_slope)
+            y = kernels(x).leaky_relu_forward(x, negative_slope)
         ctx.save_for_backward(y if inplace else x)
         return y
 
@@ -71,7 +74,7 @@ class LeakyReLUFunction(torch.autograd.Function):
         # PyTorch's operator has the error for a negative slope in place.
         refused = ctx.inplace and not ctx.negative_slope >= 0
         if _by_kernel(grad_y, saved) and not refused:
-            return kernels().leaky_relu_backward(grad_y, saved, ctx.negative_slope), None, None
+            return kernels(saved).leaky_relu_backward(grad_y, saved, ctx.negative_slope), None, None
         return (
             eager.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace),
             None,
@@ -85,7 +88,10 @@ def _by_kernel(grad_y: Tensor, *saved: Tensor) -> bool:
     With create_graph=True the gradients must be differentiable, and batched gradients have no
     memory of their own: PyTorch's operators.
     """
-    if not is_plain(grad_y, *saved) or is_batched(grad_y):
+    if is_batched(grad_y):
         return False
-    check_memory(grad_y, *saved)
+    if is_plain(grad_y, *saved):
+        check_memory(grad_y, *saved)
+    elif not is_distributed(grad_y, *saved):
+        return False
     return not torch.is_grad_enabled()

@@ -1,6 +1,8 @@
 """Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
+import sys
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ else:
 
 KERNEL_DEVICES = ("cuda", "xpu")
 
-PLAIN_TYPES = frozenset((Tensor, nn.Parameter, nn.Buffer))
+PLAIN_TYPES: frozenset[type[Tensor]] = frozenset((Tensor, nn.Parameter, nn.Buffer))
 _TRACING_MODES = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
@@ -54,7 +56,7 @@ def reason(device: torch.device) -> str:
     return WITHOUT_TRITON or f"Triton has no kernels for {device.type}"
 
 
-def is_plain(*tensors: Tensor) -> bool:
+def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) -> bool:
     """Whether nothing but plain execution sees a call.
 
     Compilers, tracers, transforms and tensor subclasses must see PyTorch's operators: the memory
@@ -69,7 +71,9 @@ def is_plain(*tensors: Tensor) -> bool:
     ):
         return False
     for tensor in tensors:
-        if type(tensor) not in PLAIN_TYPES or tensor._is_zerotensor():
+        if type(tensor) not in types:
+            return False
+        if tensor._is_zerotensor():
             return False
     return True
 
@@ -85,6 +89,21 @@ def as_plain(tensor: Tensor) -> Tensor:
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)
+
+
+def is_distributed(*tensors: Tensor) -> bool:
+    """Whether plain execution sees DTensors."""
+    return is_sharded(*tensors) and is_plain(*tensors, types={type(tensor) for tensor in tensors})
+
+
+def is_sharded(*tensors: Tensor) -> bool:
+    """Whether tensors are DTensors, whose dispatch brings our operators the shards."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from .sharding import UNWRAPPED
+
+    given = {type(tensor) for tensor in tensors}
+    return any(given <= types for types in UNWRAPPED)
 
 
 def is_watched() -> bool:

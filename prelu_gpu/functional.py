@@ -14,6 +14,7 @@ from torch.overrides import (
 )
 
 from . import eager
+from .autograd import CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 from .backend import (
     INTERPRETED,
     PLAIN_TYPES,
@@ -21,7 +22,9 @@ from .backend import (
     Backend,
     as_plain,
     backend,
+    is_distributed,
     is_plain,
+    is_sharded,
     is_watched,
 )
 from .checks import (
@@ -38,7 +41,6 @@ from .plan import SMALL, dense_stride, is_dense
 
 if WITHOUT_TRITON is None:
     from . import launch
-    from .autograd import CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 
 
 EAGER_BELOW = 0 if INTERPRETED else SMALL
@@ -113,14 +115,15 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if is_dynamo_compiling() and _may_compile(x, weight):
         compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return compiled
-    if not plain or backend(x.device) is Backend.EAGER:
+    served = backend(x.device) is not Backend.EAGER if plain else is_distributed(x, weight)
+    if not served:
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
         return _prelu_broadcast(x, weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
     else:
-        y = kernels().prelu_forward(x, weight, channel_dim)
+        y = kernels(x).prelu_forward(x, weight, channel_dim)
     return y
 
 
@@ -163,7 +166,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     plain = is_plain(input)
     if plain:
         check_memory(input)
-    if not plain or backend(input.device) is Backend.EAGER:
+    served = backend(input.device) is not Backend.EAGER if plain else is_distributed(input)
+    if not served:
         return eager.leaky_relu(input, slope, inplace)
     if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
@@ -174,7 +178,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         torch.autograd.graph.increment_version(input)
         y = launch.leaky_relu_forward_(input, slope)
     else:
-        y = kernels().leaky_relu_forward(input, slope)
+        y = kernels(input).leaky_relu_forward(input, slope)
     return y
 
 
@@ -202,10 +206,13 @@ def _may_compile(x: Tensor, weight: Tensor) -> bool:
     Exported programs run where nothing of this library is, and transforms batch what they know.
     """
     return (
-        not torch.compiler.is_exporting()
+        not torch.compiler._is_exporting_flag
         and not torch._C._are_functorch_transforms_active()
-        and {type(x), type(weight)} <= PLAIN_TYPES
-        and backend(x.device) is not Backend.EAGER
+        and (
+            backend(x.device) is not Backend.EAGER
+            if {type(x), type(weight)} <= PLAIN_TYPES
+            else is_sharded(x, weight)
+        )
         and (weight.dim() < 2 or weight.numel() == 1)
     )
 
@@ -216,7 +223,8 @@ def _may_write(x: Tensor) -> bool:
     It refuses leaves, some views and inference tensors, and reaches through slices.
     """
     return (
-        is_dense(x.shape, x.stride())
+        type(x) in PLAIN_TYPES
+        and is_dense(x.shape, x.stride())
         and not x.is_neg()
         and (torch.is_inference_mode_enabled() or not x.is_inference())
         and not (torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .backend import WITHOUT_TRITON, Backend, backend, is_watched
+from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, is_watched
 from .checks import check_memory, check_negative_slope, check_prelu, check_tensor
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -135,6 +135,6 @@ leaky_relu_backward = _define(
 )
 
 
-def kernels() -> Any:
-    """The module to call kernels in: this one where calls are watched, else launch.py."""
-    return sys.modules[__name__] if is_watched() else launch
+def kernels(x: Tensor) -> Any:
+    """The module to call kernels in: launch.py for a plain tensor that no dispatch mode watches."""
+    return sys.modules[__name__] if is_watched() or type(x) not in PLAIN_TYPES else launch
