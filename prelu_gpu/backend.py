@@ -84,8 +84,12 @@ def as_plain(tensor: Tensor) -> Tensor:
     As those of data pipelines, that carry metadata: they have run by then, and would run again in
     each call on the way to a kernel.
     """
-    own = type(tensor).__torch_dispatch__
-    if is_compiling() or own is not torch._C._disabled_torch_dispatch_impl:
+    kind = type(tensor)
+    if (
+        kind in PLAIN_TYPES
+        or is_compiling()
+        or kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+    ):
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)

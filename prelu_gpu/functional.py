@@ -259,9 +259,10 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if not torch._C._is_any_autocast_enabled():
         return x, weight
     device_type = x.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(
-        device_type
-    ):
+    # What is compiled is on a device that has it, and Dynamo before torch 2.13 cannot ask.
+    if not (is_dynamo_compiling() or torch.amp.is_autocast_available(device_type)):
+        return x, weight
+    if not torch.is_autocast_enabled(device_type):
         return x, weight
     dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -11,6 +11,9 @@ from distributed import CHECKS, WORLD
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120
 
+# Two processes for all of them, not for each of pytest's.
+pytestmark = pytest.mark.xdist_group("distributed")
+
 
 def environment(**variables):
     """For processes on the CPU, so that no machine needs several GPUs."""
