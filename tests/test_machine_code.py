@@ -17,6 +17,9 @@ pytest.importorskip("triton", reason="Triton compiles the kernels; it is not ins
 if sys.platform != "linux":
     pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
 
+# All kernels are compiled once, not by each of pytest's processes.
+pytestmark = pytest.mark.xdist_group("machine code")
+
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 KINDS = {
     "flat": "flat",
