@@ -435,13 +435,17 @@ def test_a_pytorch_without_cuda_is_named(caplog):
     assert message.startswith("enable: torch.prelu on cuda stays PyTorch's: no kernel for CUDA")
 
 
-def test_the_device_is_this_pytorchs_accelerator(device, served):
+def test_the_device_is_the_accelerators_or_the_cpu(device, served, monkeypatch, caplog):
+    accelerator = None if device.type == "cpu" else device
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: accelerator)
     prelu_gpu.enable()
     assert served()
-    with prelu_gpu.enabled():
-        assert served()
     prelu_gpu.disable()
     assert not served()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    with prelu_gpu.enabled():
+        assert not served()
+    assert "torch.prelu on mps stays PyTorch's" in caplog.text
 
 
 def test_nothing_is_said_where_all_is_well():
