@@ -102,9 +102,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     x = input
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
-    plain = is_plain(x, weight)
-    if plain:
-        check_memory(x, weight)
+    served = _is_served(x, weight)
     x, weight = _autocast(x, weight)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
@@ -115,7 +113,6 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if is_dynamo_compiling() and _may_compile(x, weight):
         compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
         return compiled
-    served = backend(x.device) is not Backend.EAGER if plain else is_distributed(x, weight)
     if not served:
         return eager.prelu(x, weight, channel_dim)
     if weight.dim() > 1 and weight.numel() != 1:
@@ -163,11 +160,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         )
     check_tensor("leaky_relu", "input", 1, input)
     slope = check_negative_slope(input, negative_slope)
-    plain = is_plain(input)
-    if plain:
-        check_memory(input)
-    served = backend(input.device) is not Backend.EAGER if plain else is_distributed(input)
-    if not served:
+    if not _is_served(input):
         return eager.leaky_relu(input, slope, inplace)
     if inplace and (is_watched() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
@@ -198,6 +191,17 @@ def _is_small(x: Tensor) -> bool:
     return (
         type(size) is int and size < EAGER_BELOW and x.dtype in DTYPES and x.layout is torch.strided
     )
+
+
+def _is_served(*tensors: Tensor) -> bool:
+    """Whether a call is the kernels', or our operators', which find them for the shards of DTensors.
+
+    Checks that there is memory to read, before anything else does.
+    """
+    if not is_plain(*tensors):
+        return is_distributed(*tensors)
+    check_memory(*tensors)
+    return backend(tensors[0].device) is not Backend.EAGER
 
 
 def _may_compile(x: Tensor, weight: Tensor) -> bool:
