@@ -194,7 +194,7 @@ def _is_small(x: Tensor) -> bool:
 
 
 def _is_served(*tensors: Tensor) -> bool:
-    """Whether a call is for the kernels, or for our operators, which find them for DTensors' shards.
+    """Whether a call is for the kernels, or for our operators, which find them for shards.
 
     Checks that there is memory to read, before anything else does.
     """

@@ -50,7 +50,8 @@ def accelerate(model: Model) -> Model:
     if swapped:
         logger.info("accelerate: %d torch.nn.PReLU swapped: %s", len(swapped), ", ".join(swapped))
     if left:
-        logger.warning("accelerate: left as they are: %s", ", ".join(left))
+        hint = "prelu_gpu.enable() serves those that call torch.prelu"
+        logger.warning("accelerate: left as they are: %s; %s", ", ".join(left), hint)
     if not (swapped or left or done):
         logger.warning("accelerate: no torch.nn.PReLU in %s", type(model).__name__)
     return model

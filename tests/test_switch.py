@@ -12,6 +12,9 @@ from torch.nn.utils.parametrizations import weight_norm
 import prelu_gpu
 
 
+HINT = "; prelu_gpu.enable() serves those that call torch.prelu"
+
+
 class OwnForward(nn.PReLU):
     def forward(self, input):
         return input * 2
@@ -115,7 +118,7 @@ def test_accelerate_reports_what_it_swapped_and_left(model, caplog):
     assert swapped.getMessage() == "accelerate: 2 torch.nn.PReLU swapped: first, body.1"
     assert left.levelname == "WARNING"
     assert left.getMessage() == (
-        "accelerate: left as they are: own (OwnForward, a subclass whose forward may differ)"
+        "accelerate: left as they are: own (OwnForward, a subclass whose forward may differ)" + HINT
     )
 
 
@@ -139,7 +142,7 @@ def test_modules_with_a_forward_or_dim_of_their_own_stay(caplog):
     assert [type(m) for m in model] == [nn.PReLU] * 2
     assert_same(model(x).detach(), before.detach())
     assert caplog.messages == [
-        "accelerate: left as they are: 0 (with its own forward), 1 (with its own dim)"
+        "accelerate: left as they are: 0 (with its own forward), 1 (with its own dim)" + HINT
     ]
 
 
@@ -243,7 +246,7 @@ def test_a_parametrised_subclass_stays(caplog):
     prelu_gpu.accelerate(model)
     assert type(model[0]) is kind
     assert caplog.messages == [
-        "accelerate: left as they are: 0 (OwnForward, a subclass whose forward may differ)"
+        "accelerate: left as they are: 0 (OwnForward, a subclass whose forward may differ)" + HINT
     ]
 
 
