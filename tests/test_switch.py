@@ -11,7 +11,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import prelu_gpu
 
-
 HINT = "; prelu_gpu.enable() serves those that call torch.prelu"
 
 
