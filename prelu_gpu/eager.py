@@ -23,7 +23,11 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
         return _prelu_by_channels(input, weight)
     if channel_dim not in (None, 1):
         return prelu(input.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
-    if weight.dim() < 2 and input.dtype == weight.dtype:
+    if weight.dim() < 2 and (
+        input.dtype == weight.dtype
+        # A cast of our own would hold, too, where the exported program runs without autocast.
+        or (is_exporting() and torch.is_autocast_enabled(input.device.type))
+    ):
         return torch.prelu(input, weight)
     if is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[no-untyped-call]
         # ONNX's exporter of traces knows no other operator.

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling, is_exporting
 from torch.nn import functional as F
 from torch.overrides import (
     handle_torch_function,
@@ -59,7 +59,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     2**22 elements go to PyTorch's own operator where it means the same: a call is quicker so.
 
     Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is, where
-    PyTorch rounds it first.
+    PyTorch rounds it first, and so does a program that torch.export records there.
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
@@ -268,6 +268,8 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return x, weight
     if not torch.is_autocast_enabled(device_type):
         return x, weight
+    if is_exporting() and weight.dtype is torch.float32:
+        return x, weight  # for PyTorch's operator, which is cast where the program runs
     dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(dtype)

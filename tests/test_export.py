@@ -185,6 +185,32 @@ class TestExport:
         ranges = [list(program.range_constraints.values()) for program in (ours, torchs)]
         assert ranges[0] == ranges[1]
 
+    @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+    @pytest.mark.parametrize("inside", [False, True], ids=["around export", "in the model"])
+    def test_autocast_is_recorded_as_of_pytorchs(self, inside, strict, device):
+        """A cast of our own would hold where the program runs without autocast, and fail there."""
+
+        class Autocast(nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, x):
+                with torch.autocast(device.type, torch.bfloat16):
+                    return self.model(x)
+
+        x = randn(SHAPE, torch.float32, device)
+        runs = []
+        for model in network(device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=not inside):
+                program = torch.export.export(
+                    Autocast(model) if inside else model, (x,), strict=strict
+                ).module()
+                runs.append([program(x).detach()])
+            runs[-1].append(program(x).detach())
+        for given, expected in zip(*runs, strict=True):
+            assert_same(given, expected)
+
     def test_half_precision_inputs_keep_their_float32_slopes(self, device, launches):
         for name in ("per channel", "dim=-1", "shared axis 2"):
             ours = module(name, device)
@@ -356,8 +382,8 @@ class TestOnnx:
             expected = tuple(y.detach().cpu() for y in family(x))
             model = onnx_of(family, x, dynamic_batch("all"), dynamo)
         assert activations(node.op_type for node in model.graph.node) == ["PRelu"] * len(names)
-        # The exporter of traces takes autocast's slopes, which are rounded, as PyTorch's are.
-        rounded = 2 * torch.finfo(torch.float16).eps if autocast and not dynamo else 0
+        # Exporters take autocast's slopes, which are rounded, as PyTorch's are.
+        rounded = 2 * torch.finfo(torch.float16).eps if autocast else 0
         for run in runs_of(model):
             torch.testing.assert_close(tuple(run(x)), expected, rtol=rounded, atol=0)
 
