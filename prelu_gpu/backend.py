@@ -2,7 +2,8 @@
 
 import enum
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,19 @@ def is_sharded(*tensors: Tensor) -> bool:
 def is_watched() -> bool:
     """Whether a dispatch mode sees the calls: they go through the dispatcher then."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps Dynamo from compiling a function, and what it calls: a decorator.
+
+    PyTorch calls operators written in Python also from regions of torch.compile that a graph break
+    runs as they are, and Dynamo would take up their frames, and those of Triton, one by one. As
+    torch.compiler.disable, which costs each call more than this does, and imports Dynamo.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, is_watched
+from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, is_watched, untraced
 from .checks import check_memory, check_negative_slope, check_prelu, check_tensor
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -107,7 +107,7 @@ def _fake_leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: flo
 def _define(schema: str, implementation: Any, fake: Any) -> Any:
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=_TAGS)
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, untraced(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"prelu_gpu::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.prelu_gpu, name).default
 

@@ -67,7 +67,7 @@ def _slopes(module: nn.Module) -> Iterator[nn.Parameter]:
     if not isinstance(module, (nn.PReLU, SharedAxesPReLU)):
         return
     for name, parameter in module.named_parameters(recurse=False):
-        if name.partition("_")[0] == "weight":  # or weight_orig, weight_g and weight_v
+        if name in ("weight", "weight_orig", "weight_g", "weight_v"):
             yield parameter
     if is_parametrized(module, "weight"):
         # Its originals, not the parameters that a parametrisation has itself.

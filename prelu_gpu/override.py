@@ -7,6 +7,7 @@ formulas for higher orders, forward mode and transforms stay around them.
 
 import contextlib
 import logging
+import os
 import threading
 import warnings
 from collections import defaultdict
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from . import functional
-from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, as_plain, backend, reason
+from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, as_plain, backend, reason, untraced
 from .checks import DTYPES, HALF, check_memory
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -27,6 +28,12 @@ if TYPE_CHECKING or WITHOUT_TRITON is None:
 logger = logging.getLogger("prelu_gpu")
 
 _LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child has none of the threads that might hold it.
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+    )
+
 _SERVED: set[str] = set()
 """The device types whose operators are the kernels."""
 
@@ -155,7 +162,7 @@ def _override(device_type: str) -> bool:
         # PyTorch's, once, that an operator is overridden: what was asked for.
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for name, operator in operators.items():
-            library.impl(name, operator, device_type.upper())
+            library.impl(name, operator, device_type.upper(), allow_override=True)
     _OVERRIDES[device_type] = library
     return True
 
@@ -176,6 +183,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         return None
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.__members__[key])
 
+    @untraced
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         y: Tensor
         if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
@@ -191,6 +199,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
             y = launch.prelu_forward(x, weight, None if weight.numel() == 1 else 1)
         return y
 
+    @untraced
     def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> Any:
         if not {type(grad_y), type(x), type(weight)} <= PLAIN_TYPES:
             grad_y, x, weight = as_plain(grad_y), as_plain(x), as_plain(weight)

@@ -174,6 +174,26 @@ def test_transforms_in_a_compiled_function(transformed, device):
     torch.testing.assert_close(given, expected)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_backward_in_a_compiled_function(backend, device, launches):
+    """A graph break runs it, and Dynamo compiles neither our operator nor Triton's Python."""
+    module = prelu_gpu.PReLU(3).to(device)
+    x = randn(SHAPE, torch.float32, device)
+
+    def train(x):
+        loss = module(x).square().sum()
+        loss.backward()
+        return loss
+
+    results = []
+    for run in (train, torch.compile(train, backend=backend)):
+        module.zero_grad()
+        launches.clear()
+        results.append((run(x), module.weight.grad))
+        assert "column_backward" in launches
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("wrapped", ["the input", "the slope"])
 def test_a_tensor_subclass_that_does_not_know_our_operators(wrapped, device, monkeypatch):
     dispatch = TwoTensor.__torch_dispatch__

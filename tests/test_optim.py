@@ -23,6 +23,7 @@ class OwnPReLU(nn.PReLU):
     def __init__(self):
         super().__init__(3)
         self.shift = nn.Parameter(torch.zeros(3))
+        self.weight_of_shift = nn.Parameter(torch.zeros(3))
         self.gate = nn.Linear(3, 3)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import timeit
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -252,6 +253,57 @@ def test_a_fork_inherits_it(device, served):
         assert served()
 
 
+FORK_BESIDE_A_SWITCH = """
+import os, signal, threading
+from prelu_gpu import disable, override
+
+holds, forked = threading.Event(), threading.Event()
+
+def switch():
+    with override._LOCK:
+        holds.set()
+        forked.wait(0.1)
+
+thread = threading.Thread(target=switch)
+thread.start()
+holds.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    disable("cpu")
+    os._exit(0)
+thread.join()
+disable("cpu")
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_another_thread_switches():
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_BESIDE_A_SWITCH],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_override_of_another_library_is_passed_calls_and_stays(device, x, weight, served):
+    theirs = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        key = device.type.upper()
+        theirs.impl("_prelu_kernel", lambda x, weight: torch.full_like(x, 7), key)
+    with prelu_gpu.enabled(device.type):
+        assert served()
+        slopes = torch.ones(1, 1, SHAPE[2], device=device)
+        assert (torch.ops.aten._prelu_kernel(x, slopes) == 7).all()
+    assert (torch.prelu(x, weight) == 7).all()
+    theirs._destroy()
+
+
 def test_higher_orders_are_pytorchs(device):
     for shape, slopes in (((2, 2, 2), 2), ((3, 1), 1)):
         x = randn(shape, torch.float64, device).requires_grad_()
@@ -327,6 +379,27 @@ def test_a_compiled_graph(device, x):
             torch.autograd.grad(f(x).square().sum(), module.weight) for f in (compiled, module)
         )
         torch.testing.assert_close(given, expected)
+
+
+def test_what_a_graph_break_leaves_to_python_is_not_compiled(device, x, launches):
+    """Dynamo would take up the frames of the operators, and Triton's."""
+    torch._dynamo.reset()
+    module, lock = nn.PReLU(3).to(device), threading.RLock()
+
+    def step(x):
+        with lock:  # which Dynamo cannot enter
+            loss = module(x).square().sum()
+        loss.backward()
+        return loss
+
+    compiled = torch.compile(step, backend="eager")
+    results = []
+    for run, block in ((step, ExitStack()), (compiled, prelu_gpu.enabled(device.type))):
+        module.zero_grad()
+        with block:
+            results.append((run(x), module.weight.grad))
+    assert {name.partition("_")[2] for name in launches} >= {"forward", "backward"}
+    torch.testing.assert_close(*results)
 
 
 def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x):
