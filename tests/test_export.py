@@ -276,6 +276,31 @@ class TestFx:
         for direction in ("forward", "backward"):
             assert sum(name.endswith(direction) for name in launches) == 2
 
+    def test_modules_stay_modules_for_what_looks_for_them(self, device):
+        ours, torchs = network(device)
+        graphs = [torch.fx.symbolic_trace(model) for model in (ours, torchs)]
+        nodes = [[(node.op, str(node.target)) for node in graph.graph.nodes] for graph in graphs]
+        assert nodes[0] == nodes[1]
+        counts = [
+            [len(group["params"]) for group in prelu_gpu.parameter_groups(graph, weight_decay=1)]
+            for graph in graphs
+        ]
+        assert counts[0] == counts[1]
+        assert counts[0][1] == 2
+        classes = {type(m) for m in prelu_gpu.restore(graphs[0]).modules()}
+        assert nn.PReLU in classes
+        assert prelu_gpu.PReLU not in classes
+
+    @pytest.mark.parametrize("name", MODULES)
+    def test_a_module_with_hooks_is_recorded_once(self, name, device):
+        """What hooks do is in the graph already."""
+        model = nn.Sequential(module(name, device))
+        model[0].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+        model[0].register_forward_hook(lambda module, args, y: y * 2)
+        graph = torch.fx.symbolic_trace(model)
+        x = batches(name, device)[0]
+        assert_same(graph(x.clone()).detach(), model(x.clone()).detach())
+
     def test_a_graph_does_not_depend_on_the_size(self, device, monkeypatch, launches):
         monkeypatch.setattr(functional, "EAGER_BELOW", plan.SMALL)
         ours = module("per channel", device)
