@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,6 +45,14 @@ kernel's first launch then."""
 DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.cuda is not None
 
 _INTERPRETER = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child has none of the threads that might hold it.
+    os.register_at_fork(
+        before=_INTERPRETER.acquire,
+        after_in_parent=_INTERPRETER.release,
+        after_in_child=_INTERPRETER.release,
+    )
+
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 _UNCHANGED = contextlib.nullcontext()
 _KERNELS = {

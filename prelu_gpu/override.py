@@ -59,7 +59,7 @@ def enable(device: str | torch.device | None = None) -> None:
 
     A device type without kernels is left as it is, which the logger "prelu_gpu" warns of. The first
     call changes PyTorch's table of operators, which has no lock: not while another thread is in
-    torch.prelu.
+    torch.prelu. Another library's operators of that name are undone after these, not before.
 
     Args:
         device: a device type, as "cuda"; that of this PyTorch's accelerator if None is given, "cpu"
@@ -93,10 +93,11 @@ def disable(device: str | torch.device | None = None) -> None:
 
 @contextlib.contextmanager
 def enabled(device: str | torch.device | None = None) -> Iterator[None]:
-    """:func:`enable` for a block, or for a function as its decorator.
+    """:func:`enable` for a block, or for a function as its decorator (no generator or coroutine).
 
-    Leaving it, by an exception too, restores what was before. Blocks may lie in each other, and
-    overlap in several threads: all see the kernels until the last one is left.
+    Leaving it, by an exception too, restores what was before, whatever :func:`enable` and
+    :func:`disable` did meanwhile. Blocks may lie in each other, and overlap in several threads: all
+    see the kernels until the last one is left, which restores what was before the first.
 
     Args:
         device: as in :func:`enable`.

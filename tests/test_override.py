@@ -8,7 +8,7 @@ import sys
 import threading
 import timeit
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -219,6 +219,28 @@ def test_threads_compute_while_others_switch(device, x, weight):
             done.set()
         for thread in switching:
             thread.result()
+    prelu_gpu.disable(device.type)
+
+
+def test_one_thread_switches_at_a_time(device, served, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+    override_operators = override._override
+
+    def slowly(device_type):
+        entered.set()
+        assert leave.wait(10)
+        return override_operators(device_type)
+
+    monkeypatch.setattr(override, "_override", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prelu_gpu.enable, device.type)
+        assert entered.wait(10)
+        second = pool.submit(prelu_gpu.disable, device.type)
+        assert not wait([second], timeout=0.1).done
+        leave.set()
+        first.result()
+        second.result()
+        assert not served()
     prelu_gpu.disable(device.type)
 
 
@@ -451,7 +473,7 @@ def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
         lambda: torch.prelu(x, weight.double()),
         lambda: torch.prelu(x, torch.ones(2, device=device)),
         lambda: torch.prelu(x.int(), weight.int()),
-        lambda: torch.ops.aten._prelu_kernel(x, weight.double()),
+        lambda: torch.ops.aten._prelu_kernel(x, weight.double().view(1, 3, 1)),
         lambda: torch.prelu(x.to_sparse(), weight),
     ]
 

@@ -435,6 +435,20 @@ def test_a_scaler_skips_the_step_that_overflows_and_makes_the_next(device, launc
         assert scaler.get_scale() == 2.0**10
 
 
+@pytest.mark.parametrize("kind", [nn.PReLU, prelu_gpu.PReLU])
+def test_an_overflow_that_only_slopes_see_skips_the_step(kind, device):
+    model = kind(3).to(device)
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**120)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    y = model(torch.full((2, 3), -(2.0**20), device=device))
+    scaler.scale(y.sum()).backward()
+    assert model.weight.grad.isinf().all()
+    scaler.step(optimizer)
+    scaler.update()
+    assert model.weight.tolist() == [0.25] * 3
+    assert scaler.get_scale() == 2.0**119
+
+
 def test_autocast_of_a_model_is_pytorchs_where_its_slopes_need_no_rounding(device, launches):
     outcomes = []
     x = integers((1, 2, 3, 3), torch.float32, device)
