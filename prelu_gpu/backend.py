@@ -111,6 +111,14 @@ def is_sharded(*tensors: Tensor) -> bool:
     return any(given <= types for types in UNWRAPPED)
 
 
+def is_exporting() -> bool:
+    """Whether torch.export records a call.
+
+    Not torch.compiler's own, which Dynamo before torch 2.13 takes for true in all that it compiles.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def is_watched() -> bool:
     """Whether a dispatch mode sees the calls: they go through the dispatcher then."""
     return torch._C._len_torch_dispatch_stack() > 0

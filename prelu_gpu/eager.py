@@ -5,9 +5,10 @@ In float64 this is the oracle of the tests. Arguments are taken as checked (chec
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
+
+from .backend import is_exporting
 
 
 def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:

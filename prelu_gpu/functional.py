@@ -5,7 +5,7 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling, is_exporting
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 from torch.overrides import (
     handle_torch_function,
@@ -23,6 +23,7 @@ from .backend import (
     as_plain,
     backend,
     is_distributed,
+    is_exporting,
     is_plain,
     is_sharded,
     is_watched,
@@ -210,7 +211,7 @@ def _may_compile(x: Tensor, weight: Tensor) -> bool:
     Exported programs run where nothing of this library is, and transforms batch what they know.
     """
     return (
-        not torch.compiler._is_exporting_flag
+        not is_exporting()
         and not torch._C._are_functorch_transforms_active()
         and (
             backend(x.device) is not Backend.EAGER
