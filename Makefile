@@ -9,8 +9,9 @@ ready := .venv/ready
 endif
 
 RESULTS ?= out
+xdist = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes)
 # On a GPU tests compile their kernels, where pytest-xdist is installed eight at a time.
-TEST_OPTIONS ?= $(if $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes),-n 8 --dist loadgroup)
+TEST_OPTIONS ?= $(if $(xdist),-n 8 --dist loadgroup)
 GPU_CHECKS := $(addprefix gpu-check-,marked tests core sanitizer bench training)
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -22,7 +23,7 @@ demo: $(ready)
 	$(PYTHON) -m benchmarks.demo --out $(RESULTS)
 
 test: $(ready)
-	$(PYTHON) -m pytest -n auto --dist loadgroup
+	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)
 
 # 40 times as many examples of the property tests, and other ones on every run.
 test-full: $(ready)
