@@ -20,12 +20,13 @@ def main() -> int:
     for device in _devices():
         why = reason(device)
         print(f"\n{device}: {_device_name(device)}")
-        print(f"  runs on     {backend(device).value}{f' ({why})' if why else ''}")
-        if backend(device) is Backend.TRITON:
+        served_by = backend(device)
+        print(f"  runs on     {served_by.value}{f' ({why})' if why else ''}")
+        if served_by is Backend.TRITON:
             print(f"              PyTorch operators below {functional.EAGER_BELOW} elements")
-        if device.type == "cpu" and backend(device) is Backend.EAGER:
+        left = served_by is Backend.EAGER
+        if device.type == "cpu" and left:
             print("              TRITON_INTERPRET=1 runs the kernels here, interpreted and slow")
-        left = backend(device) is Backend.EAGER
         print(
             f"  enable()    {'leaves torch.prelu as it is' if left else 'serves torch.prelu too'}"
         )

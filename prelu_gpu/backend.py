@@ -29,6 +29,9 @@ _TRACING_MODES = (
 )
 _BATCHED = torch._C._dispatch_key_parse("Batched")
 
+watchers = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes see the calls: they go through the dispatcher then."""
+
 
 class Backend(enum.Enum):
     """What computes a call."""
@@ -68,7 +71,7 @@ def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) ->
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._is_tracing()
-        or (is_watched() and any(torch._C._get_dispatch_mode(key) for key in _TRACING_MODES))
+        or (watchers() and any(torch._C._get_dispatch_mode(key) for key in _TRACING_MODES))
     ):
         return False
     for tensor in tensors:
@@ -117,11 +120,6 @@ def is_exporting() -> bool:
     Not torch.compiler's own, which Dynamo before torch 2.13 takes for true in all that it compiles.
     """
     return torch.compiler._is_exporting_flag
-
-
-def is_watched() -> bool:
-    """Whether a dispatch mode sees the calls: they go through the dispatcher then."""
-    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:

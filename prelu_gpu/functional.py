@@ -26,7 +26,7 @@ from .backend import (
     is_exporting,
     is_plain,
     is_sharded,
-    is_watched,
+    watchers,
 )
 from .checks import (
     DTYPES,
@@ -163,7 +163,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     slope = check_negative_slope(input, negative_slope)
     if not _is_served(input):
         return eager.leaky_relu(input, slope, inplace)
-    if inplace and (is_watched() or not _may_write(input)):
+    if inplace and (watchers() or not _may_write(input)):
         return eager.leaky_relu(input, slope, inplace)
     if torch.is_grad_enabled() and input.requires_grad:
         y: Tensor = LeakyReLUFunction.apply(input, slope, inplace)  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, is_watched, untraced
+from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, untraced, watchers
 from .checks import check_memory, check_negative_slope, check_prelu, check_tensor
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -137,4 +137,4 @@ leaky_relu_backward = _define(
 
 def kernels(x: Tensor) -> Any:
     """The module to call kernels in: launch.py for a plain tensor that no dispatch mode watches."""
-    return sys.modules[__name__] if is_watched() or type(x) not in PLAIN_TYPES else launch
+    return sys.modules[__name__] if watchers() or type(x) not in PLAIN_TYPES else launch

@@ -13,6 +13,8 @@ if not GPU:
     # Triton decides when a kernel is decorated, so before the first import.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from reference import randn  # noqa: E402
+
 from prelu_gpu import functional, launch  # noqa: E402
 from prelu_gpu.plan import gpu_rules  # noqa: E402
 
@@ -39,6 +41,17 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def device():
     return torch.device("cuda", 0) if GPU else torch.device("cpu")
+
+
+@pytest.fixture
+def x(device):
+    return randn((4, 3, 40), torch.float32, device)
+
+
+@pytest.fixture
+def weight(device):
+    """A slope for each of x's channels."""
+    return randn((3,), torch.float32, device, seed=1)
 
 
 class GuardedTorch:

@@ -25,16 +25,6 @@ from prelu_gpu.backend import Backend
 from prelu_gpu.plan import Kind
 
 
-@pytest.fixture
-def x(device):
-    return randn((4, 3, 40), torch.float32, device)
-
-
-@pytest.fixture
-def weight(device):
-    return randn((3,), torch.float32, device, seed=1)
-
-
 @pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN], ids=id_of)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_only_the_gradients_that_are_needed(kind, reduction, x, weight, launches, force):

@@ -26,11 +26,6 @@ def x(device):
     return randn(SHAPE, torch.float32, device)
 
 
-@pytest.fixture
-def weight(device):
-    return randn((3,), torch.float32, device, seed=1)
-
-
 def refuse(*arguments, **options):
     raise AssertionError("a kernel was launched")
 
