@@ -29,9 +29,12 @@ def prelu_grad_weight(grad_y, x):
 @triton.jit
 def load_weight(weight_ptr, negative_slope, channel, COMPUTE: tl.constexpr):
     """The slopes of channels: `negative_slope` for all of them where weight_ptr is None."""
+    # Triton compiles what follows a `return`, so each case is a branch.
     if weight_ptr is None:
-        return tl.full(channel.shape, negative_slope, COMPUTE)
-    return tl.load(weight_ptr + channel).to(COMPUTE)
+        weight = tl.full(channel.shape, negative_slope, COMPUTE)
+    else:
+        weight = tl.load(weight_ptr + channel).to(COMPUTE)
+    return weight
 
 
 @triton.jit
