@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from . import functional
@@ -26,6 +27,9 @@ if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
 
 logger = logging.getLogger("prelu_gpu")
+
+_AUTOGRAD_NODE = "PreluKernelBackward0"
+"""PyTorch's name for torch.prelu in the graphs of autograd."""
 
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -98,6 +102,9 @@ def enabled(device: str | torch.device | None = None) -> Iterator[None]:
     Leaving it, by an exception too, restores what was before, whatever :func:`enable` and
     :func:`disable` did meanwhile. Blocks may lie in each other, and overlap in several threads: all
     see the kernels until the last one is left, which restores what was before the first.
+
+    The backward belongs into the block too: outside of it PyTorch's operator computes the gradients
+    of what the kernels computed forward.
 
     Args:
         device: as in :func:`enable`.
@@ -204,9 +211,11 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
     def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> Any:
         if not {type(grad_y), type(x), type(weight)} <= PLAIN_TYPES:
             grad_y, x, weight = as_plain(grad_y), as_plain(x), as_plain(weight)
+        needs = _needs_of_autograd()
         if (
+            needs is None
             # The native operator rounds in each product of the slope gradient.
-            (x.numel() < functional.EAGER_BELOW and x.dtype not in HALF)
+            or (x.numel() < functional.EAGER_BELOW and x.dtype not in HALF)
             or grad_y.shape != x.shape
             or grad_y.dtype is not x.dtype
             # What is recorded may run where nothing is overridden.
@@ -216,11 +225,26 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         ):
             return native_backward(keys, grad_y, x, weight)
         check_memory(grad_y, x, weight)
-        # The slope gradient is summed already: autograd sums what has another shape.
         channel_dim = None if weight.numel() == 1 else 1
-        return launch.prelu_backward(grad_y, x, weight, channel_dim, (True, True))
+        return launch.prelu_backward(grad_y, x, weight, channel_dim, needs)
 
     return {"_prelu_kernel": forward, "_prelu_kernel_backward": backward}
+
+
+def _needs_of_autograd() -> tuple[bool, bool] | None:
+    """Whether autograd needs the gradients of x and of the slopes; None if another one calls.
+
+    By the operator's contract the slope gradient has x's shape, and autograd sums it to the slopes'
+    afterwards, so it takes a gradient that is summed already, and none where no graph needs one.
+    Everyone else gets PyTorch's: direct calls, and forward-mode AD, whose tangents have x's shape.
+    """
+    node = torch._C._current_autograd_node()
+    if node is None or node.name() != _AUTOGRAD_NODE or forward_ad._current_level >= 0:
+        return None
+    if torch.is_grad_enabled():
+        return True, True  # also for transforms, which cannot batch a gradient that is not there
+    (x, _), (weight, _) = node.next_functions
+    return x is not None, weight is not None
 
 
 def _is_prelus(x: Tensor, weight: Tensor) -> bool:

@@ -26,7 +26,8 @@ from reference import (
 )
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
@@ -126,6 +127,15 @@ def test_a_module_that_nobody_changed(device, launches):
     assert len(launches) >= 4
     for actual, exact in zip(given, expected, strict=True):
         torch.testing.assert_close(actual, exact)
+
+
+def test_a_backward_outside_of_the_block_is_pytorchs(device, x, weight, launches):
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    with prelu_gpu.enabled(device.type):
+        loss = torch.prelu(*leaves).square().sum()
+    expected = torch.autograd.grad(torch.prelu(*leaves).square().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected)
+    assert launches == ["column_forward"]
 
 
 def test_enable_and_disable_any_number_of_times(device, served):
@@ -331,7 +341,7 @@ def test_higher_orders_are_pytorchs(device):
             torch.autograd.gradcheck(
                 torch.prelu, (x, weight), check_forward_ad=True, check_batched_grad=True
             )
-            torch.autograd.gradgradcheck(torch.prelu, (x, weight))
+            torch.autograd.gradgradcheck(torch.prelu, (x, weight), check_fwd_over_rev=True)
 
 
 def outcome(call):
@@ -429,11 +439,137 @@ def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x)
         (x[:, :1], (1, 3, 1)),
     ):
         weight = torch.ones(shape, device=device)
+        expected = backward(torch.ops.aten._prelu_kernel, x_given, weight, grad_y)
         with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
-            assert torch.ops.aten._prelu_kernel(x_given, weight).shape == SHAPE
-            _, shares = torch.ops.aten._prelu_kernel_backward(grad_y, x_given, weight)
+            given = backward(torch.ops.aten._prelu_kernel, x_given, weight, grad_y)
         assert not run.called
-        assert shares.shape == SHAPE
+        for actual, exact in zip(given, expected, strict=True):
+            assert_same(actual, exact)
+
+
+def test_who_is_not_autograd_gets_the_slope_gradient_in_pytorchs_shape(device, x, weight):
+    """A call of the operator itself, also from the backward of another function."""
+    arguments = torch.ones_like(x), x, weight.view(1, 3, 1)
+    operator = torch.ops.aten._prelu_kernel_backward
+
+    class Theirs(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad_y):
+            return operator(*arguments)[1]
+
+    expected = operator(*arguments)
+    assert expected[1].shape == SHAPE
+    with prelu_gpu.enabled(device.type):
+        given = operator(*arguments)
+        leaf = x.clone().requires_grad_()
+        (inside,) = torch.autograd.grad(Theirs.apply(leaf).sum(), leaf)
+    for actual, exact in zip((*given, inside), (*expected, expected[1]), strict=True):
+        assert_same(actual, exact)
+
+
+def frozen(function, x, weight, needs):
+    x, weight = x.clone().requires_grad_(needs[0]), weight.clone().requires_grad_(needs[1])
+    return torch.autograd.grad(
+        function(x, weight).square().sum(), [t for t in (x, weight) if t.requires_grad]
+    )
+
+
+@pytest.mark.parametrize(
+    "needs", [(True, False), (False, True)], ids=["slopes frozen", "input frozen"]
+)
+def test_the_gradient_of_what_is_frozen_is_not_computed(needs, device, x, weight, launches):
+    expected = frozen(torch.prelu, x, weight, needs)
+    run, outputs = launch.run, []
+
+    def noted(call, inputs, outputs_given):
+        if call.kernel.__name__ == "column_backward":
+            outputs.append(tuple(output is not None for output in outputs_given))
+        run(call, inputs, outputs_given)
+
+    with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run", noted):
+        given = frozen(torch.prelu, x, weight, needs)
+    assert outputs == [needs]
+    torch.testing.assert_close(given, expected)
+
+
+def slope_hessian_vector(x, weight, direction):
+    """Of the sum of squares of torch.prelu, which is quadratic in the slopes."""
+    return 2 * torch.where(x > 0, 0, x * x).sum((0, 2)) * direction
+
+
+def squares(x, weight):
+    return torch.prelu(x, weight).square().sum()
+
+
+def dual_gradients(x, weight, x_tangent, weight_tangent):
+    """Gradients of `squares`, and their derivatives along the tangents."""
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    with forward_ad.dual_level():
+        dual_x = x if x_tangent is None else forward_ad.make_dual(x, x_tangent)
+        dual_weight = (
+            weight if weight_tangent is None else forward_ad.make_dual(weight, weight_tangent)
+        )
+        squares(dual_x, dual_weight).backward()
+        return [forward_ad.unpack_dual(leaf.grad) for leaf in (x, weight)]
+
+
+def module_gradients(weight, x):
+    module = nn.PReLU(3, device=weight.device, dtype=weight.dtype)
+    return torch.func.functional_call(module, {"weight": weight}, (x,)).square().sum()
+
+
+FORWARD_OVER_REVERSE = {
+    "slopes": lambda x, w, u, v: jvp(grad(squares, 1), (x, w), (torch.zeros_like(u), v)),
+    "slopes alone": lambda x, w, u, v: jvp(grad(lambda w: squares(x, w)), (w,), (v,)),
+    "input": lambda x, w, u, v: jvp(grad(lambda x: squares(x, w)), (x,), (u,)),
+    "both": lambda x, w, u, v: jvp(grad(squares, (0, 1)), (x, w), (u, v)),
+    "slopes' along the input": lambda x, w, u, v: jvp(lambda x: grad(squares, 1)(x, w), (x,), (u,)),
+    "each of several directions": lambda x, w, u, v: vmap(
+        lambda v: jvp(grad(lambda w: squares(x, w)), (w,), (v,))
+    )(torch.stack((v, 2 * v))),
+    "jacobian of a jacobian": lambda x, w, u, v: jacfwd(jacrev(squares, 1), 1)(x, w),
+    "functional.hessian": lambda x, w, u, v: torch.autograd.functional.hessian(
+        squares, (x, w), vectorize=True, outer_jacobian_strategy="forward-mode"
+    ),
+    "dual slopes": lambda x, w, u, v: dual_gradients(x, w, None, v),
+    "dual input": lambda x, w, u, v: dual_gradients(x, w, u, None),
+    "dual both": dual_gradients,
+    "functional_call": lambda x, w, u, v: jvp(
+        grad(functools.partial(module_gradients, x=x)), (w,), (v,)
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 3), (1, 3, 1)], ids=str)
+@pytest.mark.parametrize("call", FORWARD_OVER_REVERSE.values(), ids=FORWARD_OVER_REVERSE)
+def test_forward_over_reverse(call, shape, device):
+    x, u = (randn(shape, torch.float64, device, seed) for seed in (0, 1))
+    weight, v = (randn((3,), torch.float64, device, seed) for seed in (2, 3))
+    expected = call(x, weight, u, v)
+    with prelu_gpu.enabled(device.type):
+        given = call(x, weight, u, v)
+    torch.testing.assert_close(given, expected)
+
+
+def test_a_product_of_the_slopes_hessian_is_that_of_the_formula(device, x, weight):
+    direction = randn((3,), torch.float32, device, seed=3)
+    with prelu_gpu.enabled(device.type):
+        _, given = jvp(grad(lambda weight: squares(x, weight)), (weight,), (direction,))
+    torch.testing.assert_close(given, slope_hessian_vector(x, weight, direction))
+
+
+@pytest.mark.parametrize("argnums", [0, 1])
+def test_a_gradient_of_each_sample_beside_a_frozen_argument(argnums, device):
+    """Of one sample of one channel, whose tensors look as if nothing were batched."""
+    x, weight = torch.full((1, 2, 1, 4), -1.0, device=device), torch.ones(1, 1, device=device)
+    call = functools.partial(vmap(grad(squares, argnums)), x, weight)
+    expected = call()
+    with prelu_gpu.enabled(device.type):
+        torch.testing.assert_close(call(), expected)
 
 
 def test_small_inputs_are_the_native_operators_but_for_half_precision_slopes(
@@ -488,14 +624,16 @@ def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
 
 @pytest.mark.parametrize("freed", [0, 1, 2])
 def test_memory_that_was_freed_is_not_read(freed, device, x, weight):
-    grad_y, *tensors = torch.ones_like(x), x, weight.view(1, 3, 1)
-    [grad_y, *tensors][freed].untyped_storage().resize_(0)
-    with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
-        with pytest.raises(RuntimeError, match="data is not allocated yet"):
-            torch.ops.aten._prelu_kernel_backward(grad_y, *tensors)
-        if freed:
+    grad_y, x, weight = torch.ones_like(x), x.requires_grad_(), weight.requires_grad_()
+    with prelu_gpu.enabled(device.type):
+        y = torch.prelu(x, weight)
+        (grad_y, x, weight)[freed].untyped_storage().resize_(0)
+        with mock.patch.object(launch, "run") as run:
             with pytest.raises(RuntimeError, match="data is not allocated yet"):
-                torch.ops.aten._prelu_kernel(*tensors)
+                torch.autograd.grad(y, (x, weight), grad_y)
+            if freed:
+                with pytest.raises(RuntimeError, match="data is not allocated yet"):
+                    torch.prelu(x, weight)
     assert not run.called
 
 
