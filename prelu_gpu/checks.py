@@ -17,7 +17,7 @@ _MISMATCH = (
     "prelu: Mismatch of parameter numbers and input channel size. "
     "Found parameter numbers = {} and channel size = {}."
 )
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
@@ -82,10 +82,10 @@ def check_negative_slope(input: Tensor, negative_slope: float | Tensor) -> float
             f"{type(negative_slope).__name__}.{hint}"
         )
     slope = float(negative_slope)
-    if input.dtype != torch.float64 and _FLOAT32_MAX < abs(slope) < math.inf:
+    if input.dtype != torch.float64 and FLOAT32_MAX < abs(slope) < math.inf:
         raise RuntimeError(
             "leaky_relu: value cannot be converted to type float without overflow. Got "
-            f"negative_slope={slope}; up to {_FLOAT32_MAX} is allowed, or more with float64 input."
+            f"negative_slope={slope}; up to {FLOAT32_MAX} is allowed, or more with float64 input."
         )
     return slope
 

@@ -30,6 +30,7 @@ from .backend import (
 )
 from .checks import (
     DTYPES,
+    FLOAT32_MAX,
     HALF,
     check_memory,
     check_negative_slope,
@@ -85,17 +86,16 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         _is_small(input)
         and type(weight) in PLAIN_TYPES
         and input.dtype is weight.dtype
+        and input.device == weight.device
+        and weight.layout is torch.strided
         and weight.dim() == 1
         and type(dim) is int
-        and (dim == 1 or weight.numel() == 1)
+        and (weight.numel() == 1 or (dim == 1 < input.dim() and weight.shape[0] == input.shape[1]))
         and not (weight.dtype in HALF and weight.requires_grad and torch.is_grad_enabled())
         and not torch._C._is_any_autocast_enabled()
     ):
-        try:
-            if input.untyped_storage().nbytes() and weight.untyped_storage().nbytes():
-                return torch.prelu(input, weight)
-        except RuntimeError:
-            pass  # What is refused is named below.
+        check_memory(input, weight)
+        return torch.prelu(input, weight)
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
     check_tensor("prelu", "input", 1, input)
@@ -149,12 +149,13 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
             that requires grad, memory that overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
-    if _is_small(input) and isinstance(negative_slope, (float, int)):
-        try:
-            if input.untyped_storage().nbytes():
-                return F.leaky_relu(input, negative_slope, inplace)
-        except RuntimeError:
-            pass  # What is refused is named below.
+    if (
+        _is_small(input)
+        and isinstance(negative_slope, (float, int))
+        and -FLOAT32_MAX <= negative_slope <= FLOAT32_MAX
+    ):
+        check_memory(input)
+        return F.leaky_relu(input, negative_slope, inplace)
     if has_torch_function_unary(input):
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
@@ -190,7 +191,11 @@ def _is_small(x: Tensor) -> bool:
         return False
     size = x.numel()
     return (
-        type(size) is int and size < EAGER_BELOW and x.dtype in DTYPES and x.layout is torch.strided
+        type(size) is int
+        and size < EAGER_BELOW
+        and x.dtype in DTYPES
+        and x.layout is torch.strided
+        and not x.is_nested
     )
 
 

@@ -37,10 +37,11 @@ def arguments():
     return module, torch.randn(2, 8, 4, 4)
 
 
-def test_a_small_inference_is_three_functions_and_pytorchs_operator(arguments):
+def test_a_small_inference_is_four_functions_and_pytorchs_operator(arguments):
     module, x = arguments
     with host.without_launches(SMALL), torch.no_grad():
-        assert functions_called(lambda: module(x)) == ["forward", "prelu", "_is_small"]
+        names = functions_called(lambda: module(x))
+    assert names == ["forward", "prelu", "_is_small", "check_memory"]
 
 
 def test_a_kernel_is_reached_by_few_functions_and_without_planning_again(arguments):

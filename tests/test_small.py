@@ -117,6 +117,12 @@ def quantised():
         return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
 
 
+def nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype of PyTorch
+        return torch.nested.nested_tensor([torch.ones(1, 3), torch.ones(2, 3)])
+
+
 def refusal(call):
     """What an error is, and that it is one."""
     with pytest.raises((RuntimeError, TypeError, IndexError)) as info:
@@ -141,7 +147,12 @@ REFUSED = {
     "leaky integers": lambda: leaky_relu(torch.ones(3).int(), 0.2),
     "leaky meta integers": lambda: leaky_relu(torch.ones(3, device="meta").int(), 0.2),
     "leaky sparse": lambda: leaky_relu(torch.ones(3).to_sparse(), 0.2),
+    "sparse weight": lambda: prelu(torch.ones(2, 3), torch.ones(3).to_sparse()),
+    "nested": lambda: prelu(nested(), torch.ones(3)),
+    "leaky nested": lambda: leaky_relu(nested(), 0.2),
     "leaky slope": lambda: leaky_relu(torch.ones(3), 1e39),
+    "leaky whole slope": lambda: leaky_relu(torch.ones(3), 10**39),
+    "leaky slope's type": lambda: leaky_relu(torch.ones(3), "0.2"),
     "leaky leaf": lambda: leaky_relu(torch.ones(3, requires_grad=True), 0.2, inplace=True),
     "no tensor": lambda: prelu([1.0], torch.ones(1)),
     "no slope": lambda: prelu(torch.ones(2), 0.5),
@@ -154,6 +165,76 @@ def test_errors_are_those_of_any_size(call, monkeypatch):
     expected = refusal(call)
     monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT)
     assert refusal(call) == expected
+
+
+CALLS = {
+    "prelu": lambda x: prelu(x, torch.full((6,), 0.1, device=x.device)),
+    "leaky_relu": lambda x: leaky_relu(x, 0.1),
+    "leaky_relu in place": lambda x: leaky_relu(x, 0.1, inplace=True),
+}
+"""With a slope of 0.1, of six channels."""
+
+
+@pytest.fixture(params=CALLS.values(), ids=CALLS)
+def call(request):
+    return request.param
+
+
+@pytest.mark.usefixtures("limit")
+def test_an_error_of_a_saved_tensor_hook_passes_and_nothing_is_computed_twice(call, device, served):
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        if len(packed) == 1:
+            raise RuntimeError("disk full")
+        return tensor
+
+    x = -torch.ones(SHAPE, device=device)
+    leaf = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+        inner = leaf * 1  # which saves nothing
+        with pytest.raises(RuntimeError, match="^disk full$"):
+            call(inner)
+    assert len(packed) == 1
+    assert_same(inner.detach(), 0.1 * x if call is CALLS["leaky_relu in place"] else x)
+
+
+class Forbidden(torch.overrides.TorchFunctionMode):
+    """Refuses the family's functions of PyTorch once, as a machine that is out of memory."""
+
+    def __init__(self):
+        self.refused = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in ("prelu", "leaky_relu", "leaky_relu_"):
+            self.refused.append(function)
+            raise torch.OutOfMemoryError("out of memory")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("limit")
+def test_what_a_mode_raises_passes(call, device):
+    x = -torch.ones(SHAPE, device=device)
+    with Forbidden() as mode, pytest.raises(torch.OutOfMemoryError, match="^out of memory$"):
+        call(x)
+    assert len(mode.refused) == 1
+    assert_same(x, -torch.ones_like(x))
+
+
+@pytest.mark.usefixtures("limit")
+def test_an_error_of_pytorchs_operator_is_no_reason_for_another_try(device, served, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("an unspecified launch failure")
+
+    monkeypatch.setattr(torch, "prelu", fail)
+    monkeypatch.setattr(F, "leaky_relu", fail)
+    x, weight = arguments(device)
+    for function, *rest in ((prelu, weight), (leaky_relu, 0.1), (leaky_relu, 0.1, True)):
+        before = x.clone()
+        with pytest.raises(RuntimeError, match="unspecified launch failure"):
+            served(function, x, *rest)
+        assert_same(x, before)
 
 
 @pytest.mark.usefixtures("limit")
