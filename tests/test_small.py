@@ -194,7 +194,7 @@ def test_an_error_of_a_saved_tensor_hook_passes_and_nothing_is_computed_twice(ca
     leaf = x.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
         inner = leaf * 1  # which saves nothing
-        with pytest.raises(RuntimeError, match="^disk full$"):
+        with pytest.raises(RuntimeError, match=r"^disk full$"):
             call(inner)
     assert len(packed) == 1
     assert_same(inner.detach(), 0.1 * x if call is CALLS["leaky_relu in place"] else x)
@@ -216,7 +216,7 @@ class Forbidden(torch.overrides.TorchFunctionMode):
 @pytest.mark.usefixtures("limit")
 def test_what_a_mode_raises_passes(call, device):
     x = -torch.ones(SHAPE, device=device)
-    with Forbidden() as mode, pytest.raises(torch.OutOfMemoryError, match="^out of memory$"):
+    with Forbidden() as mode, pytest.raises(torch.OutOfMemoryError, match=r"^out of memory$"):
         call(x)
     assert len(mode.refused) == 1
     assert_same(x, -torch.ones_like(x))
