@@ -3,6 +3,8 @@
 In float64 this is the oracle of the tests. Arguments are taken as checked (checks.py).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
@@ -20,14 +22,20 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
             in the input's dtype, or beside a half-precision input float32, as the arithmetic then.
         channel_dim: the dimension of the channels; None for a shared slope and for broadcasting.
     """
-    if weight.dim() > 1 and (is_exporting() or is_tracing()):  # type: ignore[no-untyped-call]
-        return _prelu_by_channels(input, weight)
+    if is_exporting() or is_tracing():  # type: ignore[no-untyped-call]
+        # The dimensions that the slope varies over.
+        varying = [d for d, size in enumerate(weight.shape) if size != 1]
+        varying = varying if channel_dim is None else [channel_dim]
+        if varying not in ([], [1]) and torch.onnx.is_in_onnx_export():
+            return _onnx_prelu(input, weight, channel_dim)
+        if weight.dim() > 1:
+            return _prelu_by_channels(input, weight, varying)
     if channel_dim not in (None, 1):
         return prelu(input.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
     if weight.dim() < 2 and (
         input.dtype == weight.dtype
         # A cast of our own would hold, too, where the exported program runs without autocast.
-        or (is_exporting() and torch.is_autocast_enabled(input.device.type))
+        or (is_exporting() and _is_autocast(input))
     ):
         return torch.prelu(input, weight)
     if is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[no-untyped-call]
@@ -39,21 +47,66 @@ def prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     return y.to(input.dtype)
 
 
-def _prelu_by_channels(input: Tensor, weight: Tensor) -> Tensor:
+def _prelu_by_channels(input: Tensor, weight: Tensor, varying: list[int]) -> Tensor:
     """PReLU of slopes of the input's rank, all of them along dimension 1.
 
     For graphs that are recorded: ONNX's converters take slopes along other dimensions as if they
     were along that one.
     """
-    varying = [d for d, size in enumerate(weight.shape) if size != 1]
     if len(varying) < 2:
         return prelu(input, weight.flatten(), varying[0] if varying else None)
     first, last = varying[0], varying[-1]
     if first == 0:
-        return _prelu_by_channels(input.unsqueeze(0), weight.unsqueeze(0)).squeeze(0)
+        return prelu(input.unsqueeze(0), weight.unsqueeze(0), None).squeeze(0)
     sizes = input.shape[first : last + 1]
     slopes = weight.expand(*[-1] * first, *sizes, *[-1] * (input.dim() - last - 1)).flatten()
     return prelu(input.flatten(first, last), slopes, first).reshape(input.shape)
+
+
+def _onnx_prelu(input: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    """PReLU as ONNX's own operator, whose slopes broadcast over the last dimensions.
+
+    For torch.onnx.export, and slopes that PyTorch's operators would have to move to dimension 1.
+    """
+    x, slopes = input, weight
+    if channel_dim is not None and channel_dim != x.dim() - 1:
+        slopes = slopes.view(-1, *[1] * (x.dim() - 1 - channel_dim))
+    if slopes.dtype is torch.float32 and _is_autocast(x):
+        # As autocast casts the arguments of PyTorch's operator.
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, slopes = x.to(dtype), slopes.to(dtype)
+    if x.dtype is not slopes.dtype:
+        return _onnx_node(x.to(slopes.dtype), slopes).to(x.dtype)
+    return _onnx_node(x, slopes)
+
+
+def _onnx_node(x: Tensor, slopes: Tensor) -> Tensor:
+    if is_tracing():  # type: ignore[no-untyped-call]
+        y: Tensor = _OnnxPReLU.apply(x, slopes)  # type: ignore[no-untyped-call]
+        return y
+    y = torch.onnx.ops.symbolic("PRelu", (x, slopes), dtype=x.dtype, shape=x.shape)
+    # On the device and in the memory layout of x, which what follows may depend on.
+    return torch.empty_like(x).copy_(y)
+
+
+class _OnnxPReLU(torch.autograd.Function):
+    """ONNX's operator in traces, which PyTorch's older exporter records."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slopes: Tensor) -> Tensor:
+        """Computes what the operator does, for what is traced next."""
+        y: Tensor = torch.ops.aten._prelu_kernel(x, slopes)
+        return y
+
+    @staticmethod
+    def symbolic(graph: Any, x: Any, slopes: Any) -> Any:
+        """The node of the ONNX graph."""
+        return graph.op("PRelu", x, slopes)
+
+
+def _is_autocast(input: Tensor) -> bool:
+    # Asked first: some devices, as meta, have no autocast to ask about.
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
 
 
 def prelu_backward(

@@ -63,6 +63,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is, where
     PyTorch rounds it first, and so does a program that torch.export records there.
 
+    The kernels read dense tensors and most slices where they lie. Others, such as crops of
+    pictures, are copied by the forward, and again by the backward: the graph saves the input.
+
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
         weight: one slope, shape ``()`` or ``(1,)``; or one for each channel, shape ``(C,)``; or
@@ -132,6 +135,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
     from *Rectifier Nonlinearities Improve Neural Network Acoustic Models* (Maas et al., 2013).
     Bit for bit :func:`torch.nn.functional.leaky_relu`, which serves small inputs itself.
+
+    Slices that the kernels cannot read where they lie, such as crops of pictures, are copied by the
+    forward, and again by the backward: the graph saves the input.
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.

@@ -75,7 +75,7 @@ class View(NamedTuple):
     x: Gaps = DENSE
     grad_y: Gaps = DENSE
     copies: tuple[str, ...] = ()
-    """Inputs that lie in no such way, and are copied into the result's layout."""
+    """Inputs that lie in no such way: this pass copies them into the result's layout."""
 
     @property
     def numel(self) -> int:

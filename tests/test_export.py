@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import itertools
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,11 @@ pytestmark = pytest.mark.filterwarnings(
     # PyTorch's exporters of their own affairs; that the tracer is going to be removed.
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",
     "ignore::DeprecationWarning",
+)
+
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript"))),
+    reason="onnx, onnxruntime or onnxscript is not installed",
 )
 
 SIZE = 4
@@ -51,6 +57,31 @@ class EveryElement(nn.Module):
 
     def forward(self, x):
         return prelu(x, self.weight)
+
+
+class Slopes(nn.Module):
+    """Slopes of any shape, along any dimension."""
+
+    def __init__(self, shape, dim=1):
+        super().__init__()
+        self.weight = nn.Parameter(randn(shape, torch.float32, "cpu", seed=len(shape)))
+        self.dim = dim
+
+    def forward(self, x):
+        return prelu(x, self.weight, dim=self.dim)
+
+
+class ChannelsLast(nn.Module):
+    """Views that only the memory layout of their input allows, and PyTorch's module behind ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.slopes = nn.ModuleList((PReLU(SIZE, dim=-1), nn.PReLU(SIZE), PReLU(SIZE, dim=2)))
+
+    def forward(self, x):
+        last, torchs, rows = self.slopes
+        x = last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return rows(torchs(x.view(x.shape[0], SIZE * SIZE, SIZE).view(x.shape)))
 
 
 class Network(nn.Module):
@@ -218,6 +249,15 @@ class TestExport:
             program = torch.export.export(ours, (x,))
             assert_same(program.module()(x).detach(), ours(x).detach())
 
+    def test_half_precision_without_data(self):
+        """Some devices have no autocast to ask about."""
+        for dim in (1, -1):
+            x = torch.empty(SHAPE, dtype=torch.float16, device="meta")
+            model = PReLU(SIZE, dim=dim, device="meta")
+            (y,) = torch.export.export(model, (x,)).graph.output_node().args[0]
+            assert y.meta["val"].dtype is torch.float16
+            assert y.meta["val"].shape == SHAPE
+
 
 def kinds(traced):
     return [node.kind() for node in traced.inlined_graph.nodes()]
@@ -352,6 +392,12 @@ def contents(model):
     return nodes, [tuple(constant.dims) for constant in model.graph.initializer]
 
 
+def slopes_of(model):
+    """The shapes of PRelu's slopes, which the file holds."""
+    constants = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    return [constants[node.input[1]] for node in model.graph.node if node.op_type == "PRelu"]
+
+
 def activations(kinds):
     return [kind for kind in kinds if kind.endswith("elu")]
 
@@ -361,18 +407,17 @@ def runs_of(model):
     import onnxruntime
     from onnx.reference import ReferenceEvaluator
 
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
     (name,) = (given.name for given in model.graph.input)
-    for run in (ReferenceEvaluator(model).run, session.run):
-        yield lambda x, run=run: map(torch.from_numpy, run(None, {name: x.cpu().numpy()}))
+
+    def function(runtime):
+        return lambda x: map(torch.from_numpy, runtime.run(None, {name: x.cpu().numpy()}))
+
+    yield function(ReferenceEvaluator(model))
+    session = onnxruntime.InferenceSession
+    yield function(session(model.SerializeToString(), providers=["CPUExecutionProvider"]))
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript"))),
-    reason="onnx, onnxruntime or onnxscript is not installed",
-)
+@needs_onnx
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 class TestOnnx:
     @pytest.mark.filterwarnings("ignore:ONNX Preprocess - Removing mutation")
@@ -381,13 +426,89 @@ class TestOnnx:
         family = Family(module(name, device) for name in names).eval()
         inputs = batches(names[0], device)
         model = onnx_of(family, inputs[0], dynamic_batch(names[0]), dynamo)
-        assert activations(node.op_type for node in model.graph.node) == [
+        assert [node.op_type for node in model.graph.node] == [
             "LeakyRelu" if "leaky" in name else "PRelu" for name in names
         ]
         for x in inputs:
             for run in runs_of(model):
                 for name, given, expected in zip(names, run(x), family(x), strict=True):
                     assert torch.equal(given, expected.detach().cpu()), name
+
+    @pytest.mark.parametrize("along_the_batch", [False, True], ids=["dynamic batch", "static"])
+    @pytest.mark.parametrize("rank", [2, 3, 4, 5])
+    def test_slopes_along_all_dimensions_are_one_node(
+        self, rank, along_the_batch, dynamo, device, launches
+    ):
+        """All of one size: a wrong dimension would do nothing but compute something else."""
+        size = 3
+        shapes, wanted = [], []
+        for dim in range(rank):
+            if (dim == 0) == along_the_batch:
+                shapes.append(((size,), dim - rank))
+                wanted.append((size,) + (1,) * (rank - 1 - dim))
+        for shape in itertools.product((1, size), repeat=rank):
+            if (shape[0] != 1) == along_the_batch:
+                shapes.append((shape, 1))
+                wanted.append(shape)
+        family = Family(Slopes(*arguments) for arguments in shapes).to(device).eval()
+        inputs = [
+            randn((batch, *[size] * (rank - 1)), torch.float32, device, seed=batch)
+            for batch in ((size,) if along_the_batch else (size, 7, 1))
+        ]
+        dynamic = dynamic_batch("every element" if along_the_batch else "all")
+        model = onnx_of(family, inputs[0], dynamic, dynamo)
+        assert {node.op_type for node in model.graph.node} == {"PRelu"}
+
+        def trailing(shape):
+            return tuple(itertools.dropwhile(lambda size: size == 1, shape))
+
+        # Exporters differ in leading dimensions of size 1, which mean nothing.
+        assert [*map(trailing, slopes_of(model))] == [*map(trailing, wanted)]
+        for x in inputs:
+            for run in runs_of(model):
+                for shape, given, expected in zip(shapes, run(x), family(x), strict=True):
+                    assert torch.equal(given, expected.detach().cpu()), shape
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+    def test_models_of_other_dtypes(self, dtype, dynamo, device, launches):
+        names = ["per channel", "dim=-1", "shared axes 1, 2", "shared axis 2"]
+        family = Family(module(name, device) for name in names).to(dtype).eval()
+        x = randn(SHAPE, dtype, device)
+        model = onnx_of(family, x, dynamic_batch("all"), dynamo)
+        assert [node.op_type for node in model.graph.node] == ["PRelu"] * len(names)
+        # onnxruntime has no PRelu of float64: the reference alone.
+        for run in itertools.islice(runs_of(model), 1 if dtype is torch.float64 else 2):
+            for name, given, expected in zip(names, run(x), family(x), strict=True):
+                assert torch.equal(given, expected.detach().cpu()), name
+
+    def test_what_follows_finds_the_shape_and_the_memory_layout(self, dynamo, device, launches):
+        ours = ChannelsLast().to(device).eval()
+        with torch.no_grad():
+            for seed, weight in enumerate(ours.parameters()):
+                weight.copy_(randn(weight.shape, torch.float32, device, seed=seed))
+        inputs = batches("all", device)
+        model = onnx_of(ours, inputs[0], dynamic_batch("all"), dynamo)
+        kinds = [node.op_type for node in model.graph.node]
+        assert activations(kinds) == ["PRelu"] * 3
+        assert kinds[:3] == ["Transpose", "PRelu", "Transpose"], "the model's own permutations"
+        assert kinds.count("Transpose") == 2
+        for x in inputs:
+            for run in runs_of(model):
+                (given,) = run(x)
+                assert torch.equal(given, ours(x).detach().cpu())
+
+    def test_many_slopes(self, dynamo, device, launches):
+        """The exporter folds no more than 8192: their shape is left to the runtime's loading."""
+        many = 8192 + 1
+        family = Family((Slopes((many,), -1), Slopes((1, 1, many)), SharedAxesPReLU((1, many))))
+        family = family.to(device).eval()
+        x = randn((2, 1, many), torch.float32, device)
+        model = onnx_of(family, x, dynamic_batch("all"), dynamo)
+        kinds = [node.op_type for node in model.graph.node]
+        assert kinds == ["PRelu", "PRelu", *(["Unsqueeze"] if dynamo else []), "PRelu"]
+        for run in runs_of(model):
+            for given, expected in zip(run(x), family(x), strict=True):
+                assert torch.equal(given, expected.detach().cpu())
 
     def test_an_accelerated_model_gives_the_graph_of_pytorchs(self, dynamo, device):
         x = randn(SHAPE, torch.float32, device)
@@ -414,6 +535,39 @@ class TestOnnx:
         runtimes = torch.finfo(torch.float16).eps if autocast else 0
         for run, rounded in zip(runs_of(model), (0, runtimes), strict=True):
             torch.testing.assert_close(tuple(run(x)), expected, rtol=rounded, atol=0)
+
+
+@needs_onnx
+class TestOnnxOfPrograms:
+    """Programs that torch.export recorded before: they know nothing of ONNX."""
+
+    @pytest.mark.filterwarnings("ignore:ONNX Preprocess - Removing mutation")
+    @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+    @pytest.mark.parametrize("names", [DYNAMIC, STATIC], ids=["dynamic batch", "static"])
+    def test_a_program_computes_the_same_and_can_be_verified(self, names, strict, device, launches):
+        from torch.onnx.verification import verify_onnx_program
+
+        family = Family(module(name, device) for name in names).eval()
+        inputs = batches(names[0], device)
+        program = torch.export.export(
+            family, (inputs[0],), dynamic_shapes=dynamic_batch(names[0]), strict=strict
+        )
+        exported = torch.onnx.export(program, verbose=False)
+        for x in inputs:
+            for run in runs_of(exported.model_proto):
+                for name, given, expected in zip(names, run(x), family(x), strict=True):
+                    assert torch.equal(given, expected.detach().cpu()), name
+        compared = verify_onnx_program(exported)
+        assert [difference.max_abs_diff for difference in compared] == [0] * len(names)
+
+    def test_a_model_without_data_keeps_its_device(self):
+        """Of what follows, parameters are elsewhere than PyTorch's stand-in for ONNX's operator."""
+        model = nn.Sequential(PReLU(SIZE, dim=-1), nn.Linear(SIZE, SIZE)).to("meta").eval()
+        x = torch.empty(SHAPE, device="meta")
+        exported = torch.onnx.export(model, (x,), verbose=False, optimize=False)
+        kinds = [node.op_type for node in exported.model.graph]
+        assert activations(kinds) == ["PRelu"]
+        assert "Transpose" not in kinds[: kinds.index("PRelu") + 1]
 
 
 def scripted_prelu(x: torch.Tensor, weight: torch.Tensor):

@@ -1,4 +1,4 @@
-"""Inputs and gradients that are slices or expanded: read where they lie, or by one named copy."""
+"""Inputs and gradients that are slices or expanded: read where they lie, or copied in each pass."""
 
 import itertools
 
@@ -239,6 +239,49 @@ def test_slices_are_read_without_a_copy(name, shared, device, force, guarded_all
     guarded_allocations.buffers.clear()
     y.backward(torch.ones_like(y))
     assert copies(guarded_allocations, x.numel()) == expected
+
+
+@pytest.mark.parametrize("name", CROPS)
+@pytest.mark.parametrize("function", [prelu, leaky_relu], ids=lambda f: f.__name__)
+def test_a_crop_is_copied_in_each_pass_and_saved_where_it_lies(
+    function, name, device, guarded_allocations
+):
+    """So that the graph holds no memory of ours, and sees a change of the input, as PyTorch's."""
+    x = part(name, randn, device).requires_grad_()
+    slope = torch.full((6,), 0.2, device=device) if function is prelu else 0.2
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        guarded_allocations.buffers.clear()
+        y = function(x, slope)
+        assert copies(guarded_allocations, x.numel()) == 1
+    assert (saved[0].data_ptr(), saved[0].stride()) == (x.data_ptr(), x.stride())
+    for grad_y, copied in ((torch.ones_like(y), 1), (part(name, randn, device, seed=1), 2)):
+        guarded_allocations.buffers.clear()
+        y.backward(grad_y, retain_graph=True)
+        assert copies(guarded_allocations, x.numel()) == copied
+    if name != "expanded":  # PyTorch writes into no memory that overlaps itself.
+        y = function(x, slope)  # Hooks answer for what they give back.
+        with torch.no_grad():
+            x.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward(torch.ones_like(y))
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 3, 1), (1, 6, 1, 4), (1, 6, 3, 4)], ids=str)
+def test_a_crop_beside_slopes_along_several_dimensions_is_copied_once(shape, device, monkeypatch):
+    """Merging those dimensions is the copy, which the graph keeps."""
+    made = []
+    original = launch._copy
+    monkeypatch.setattr(launch, "_copy", lambda *tensors: made.append(0) or original(*tensors))
+    x = part("crop", randn, device).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = prelu(x, randn(shape, torch.float32, device, seed=1))
+    y.backward(torch.ones_like(y))
+    merged = saved[0]
+    assert merged.is_contiguous()
+    assert merged.untyped_storage().nbytes() == x.numel() * x.itemsize
+    assert not made
 
 
 @pytest.mark.parametrize("shared", [False, True])
