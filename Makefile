@@ -10,8 +10,9 @@ endif
 
 RESULTS ?= out
 xdist = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes)
-# On a GPU tests compile their kernels, where pytest-xdist is installed eight at a time.
-TEST_OPTIONS ?= $(if $(xdist),-n 8 --dist loadgroup)
+# On a GPU tests compile their kernels, where pytest-xdist is installed eight at a time. A fault of the
+# GPU may end a worker: `load` starts another and the run fails at its end; `loadgroup` waits forever.
+TEST_OPTIONS ?= $(if $(xdist),-n 8 --dist load)
 GPU_CHECKS := $(addprefix gpu-check-,marked tests core sanitizer bench training)
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -88,9 +89,10 @@ tune: gpu
 gpu-check-training: gpu
 	$(PYTHON) -m benchmarks training --minutes 7 --results $(RESULTS)
 
+# Each target leaves in runs.txt which commit, GPU and versions its results are of.
 gpu: $(ready)
-	$(PYTHON) -m benchmarks --require-gpu
 	mkdir -p $(RESULTS)
+	set -o pipefail; $(PYTHON) -m benchmarks --require-gpu | tee -a $(RESULTS)/runs.txt
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv

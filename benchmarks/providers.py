@@ -94,6 +94,10 @@ PROVIDERS: dict[str, Provider] = {
 }
 
 
+COMPILERS = ("compile", "jax")
+"""Providers whose code is compiled for each case and operation."""
+
+
 def serves(provider: str, case: Case) -> bool:
     """Whether a provider knows the case's layout: JAX has but one."""
     return provider != "jax" or case.layout == "contiguous"

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime, timezone
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.program import ProgramError
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Run:
     driver: str
     torch: str
     triton: str
+
+    @property
+    def is_of_a_commit(self) -> bool:
+        """Whether its rows can be traced to a state of the code."""
+        return self.commit != UNKNOWN and not self.commit.endswith("-dirty")
 
     def __str__(self) -> str:
         return (
@@ -76,11 +84,10 @@ class ResultsFile:
         advice = "move it away, or give another folder."
         if reader.fieldnames != self._columns:
             raise ValueError(f"{self.path} has other columns than this program's; {advice}")
-        commit = self._run.commit
-        if commit == "unknown" or commit.endswith("-dirty"):
+        if not self._run.is_of_a_commit:
             raise ValueError(
-                f"{self.path} is there, and this checkout ({commit}) is no commit to continue it "
-                f"with: commit, or {advice}"
+                f"{self.path} is there, and this checkout ({self._run.commit}) is no commit to "
+                f"continue it with: commit, set PRELU_GPU_COMMIT, or {advice}"
             )
         for column in [field.name for field in fields(Run) if field.name != "date"]:
             for row in rows:
@@ -119,10 +126,14 @@ def open_results(folder: Path | None, suffix: str, run: Run, row_type: type) -> 
 
 
 def describe_run(gpu: str) -> Run:
-    """The facts that make a figure comparable; `gpu` is its name."""
+    """The facts that make a figure comparable; `gpu` is its name.
+
+    The commit is PRELU_GPU_COMMIT, else what git says of this checkout. Where neither is there,
+    a warning goes to stderr, and the rows say "unknown".
+    """
     import triton  # not on every platform where these programs print their plans
 
-    return Run(
+    run = Run(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         commit=os.environ.get("PRELU_GPU_COMMIT")
         or ask("git", "describe", "--always", "--dirty", "--exclude=*"),
@@ -131,17 +142,27 @@ def describe_run(gpu: str) -> Run:
         torch=torch.__version__,
         triton=triton.__version__,
     )
+    if not run.is_of_a_commit:
+        print(
+            f"benchmarks: WARNING: this checkout ({run.commit}) is no commit. Its results can be "
+            "neither continued nor traced to their code: set PRELU_GPU_COMMIT to the commit.",
+            file=sys.stderr,
+        )
+    return run
 
 
 def ask(*command: str) -> str:
     """The first line another program prints, run from the checkout; "unknown" if it cannot."""
+    checkout = Path(__file__).parents[1]
+    # A checkout without history may lie within another repository, whose commit it is not.
+    env = os.environ | {"GIT_CEILING_DIRECTORIES": str(checkout.parent)}
     try:
         answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            command, cwd=checkout, env=env, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return next(iter(answer.stdout.splitlines()), "unknown")
+        return UNKNOWN
+    return next(iter(answer.stdout.splitlines()), UNKNOWN)
 
 
 def slug(name: str) -> str:

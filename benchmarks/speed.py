@@ -5,13 +5,16 @@
     python -m benchmarks --case iresnet --op step     times some; --case takes a group too
     python -m benchmarks --require-gpu                only says whether there is a GPU to time on
 
-Every case is checked before anything is timed; where one is wrong, no speed is printed and the exit
-status is 1. Without a GPU nothing is timed: what can be known without one is printed.
+Each case is checked just before it is timed. A case with wrong results is not timed; the run goes
+on with the others and ends with exit status 1. All cases are timed by the providers that do not
+compile, then by those that do. Without a GPU nothing is timed: what can be known without one is
+printed.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,13 +45,13 @@ from benchmarks.program import (
     TimeUpError,
     add_run_arguments,
     find_obstacle,
+    first_line,
     make_table,
     number,
     open_console,
     progress_bars,
-    refuse_wrong,
 )
-from benchmarks.providers import PROVIDERS, WAITS, ProviderError, jax_obstacle, serves
+from benchmarks.providers import COMPILERS, PROVIDERS, WAITS, ProviderError, jax_obstacle, serves
 from benchmarks.results import describe_run, open_results
 from benchmarks.timing import ROUNDS, Call, Device, Gpu, Measurement, count_sets, measure
 
@@ -111,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.require_gpu:
         if obstacle:
             raise ProgramError(obstacle)
-        print(f"benchmarks: {torch.cuda.get_device_name()}")
+        print(f"benchmarks: {describe_run(torch.cuda.get_device_name())}")
         return
 
     console = open_console(200)
@@ -183,7 +186,8 @@ def benchmark(
     """Checks the cases, times them and reports.
 
     Raises:
-        ProgramError: wrong results, or a results file that cannot be written or continued.
+        ProgramError: a results file that cannot be written or continued; at the end, cases that
+            were computed wrong and so not timed.
     """
     run = describe_run(device.name)
     console.print(str(run), soft_wrap=True)
@@ -195,15 +199,21 @@ def benchmark(
     works = list(remaining(cases, settings, file.rows if file else []))
     left = len(works)
     table = results_table(settings.rounds)
+    eager: dict[tuple[Case, str], Measurement | None] = {}
+    wrong: list[str] = []
 
     torch.manual_seed(0)
     with device.stream(), progress_bars(console) as progress:
-        check_cases(device, list(dict.fromkeys(work.case for work in works)), progress)
         for work, measured, notices in time_works(
             device, works, settings.rounds, deadline, progress
         ):
             left -= 1
-            add_rows(table, work, measured)
+            if not measured:
+                notices = [notice for notice in notices if notice not in wrong]
+                wrong += notices
+            # It is measured before what is compiled.
+            compared = eager.setdefault((work.case, work.op), measured.get("eager"))
+            add_rows(table, work, measured, compared)
             for name in work.providers:
                 if file and name in measured:
                     file.write(make_row(work.case, work.op, name, measured))
@@ -220,50 +230,66 @@ def benchmark(
         )
     if file:
         console.print(f"Results: {file.path}", soft_wrap=True)
+    if wrong:
+        raise ProgramError("\n".join(["wrong results; these cases are not timed:", *wrong]))
 
 
 def remaining(
     cases: Sequence[Case], settings: Settings, rows: Sequence[Mapping[str, str]]
 ) -> Iterator[Work]:
-    """What is to be timed and has no row yet."""
+    """What is to be timed and has no row yet; what compiles comes last, as it takes longest."""
     columns = ("case", "dtype", "slope_dtype", "op", "provider")
     finished = {tuple(row[column] for column in columns) for row in rows}
-    for case in cases:
+    for compiling, case in itertools.product((False, True), cases):
         key = case.name, case.dtype_name, case.slope_dtype_name
         for op in settings.ops:
             providers = tuple(
                 name
                 for name in settings.providers
-                if serves(name, case) and (*key, op, name) not in finished
+                if (name in COMPILERS) == compiling
+                and serves(name, case)
+                and (*key, op, name) not in finished
             )
             if providers:
                 yield Work(case, op, providers)
 
 
-def check_cases(device: Device, cases: Sequence[Case], progress: Progress) -> None:
-    """Raises ProgramError where a case is computed wrong."""
-    refuse_wrong(
-        [
-            f"{case.name} ({case.dtype_name}): {mistake}"
-            for case in progress.track(cases, description="checking")
-            for mistake in check(case, device.device)
-        ]
-    )
+def mistakes_of(case: Case, device: Device) -> list[str]:
+    """What is computed wrong in a case, in words."""
+    try:
+        mistakes = check(case, device.device)
+    except Exception as error:  # whatever a compiler raises
+        mistakes = [first_line(error)]
+    dtypes = dict.fromkeys((case.dtype_name, case.slope_dtype_name))
+    return [f"{case.name} ({', slope '.join(dtypes)}): {mistake}" for mistake in mistakes]
 
 
 def time_works(
     device: Device, works: Sequence[Work], rounds: int, deadline: Deadline, progress: Progress
 ) -> Iterator[tuple[Work, dict[str, Measurement], list[str]]]:
-    """Times operations, as many as there is time for; with each, what was unusual about it."""
+    """Times operations, as many as there is time for; with each, what was unusual about it.
+
+    A case is checked before its first timing. If its results are wrong, nothing is measured, and
+    the mistakes are what was unusual.
+    """
     task = progress.add_task("timing", total=len(works) * rounds)
     advance = partial(progress.update, task, advance=1, refresh=True)
     case: Case | None = None
     sets: list[Inputs] = []
+    mistakes: dict[Case, list[str]] = {}
     with contextlib.suppress(TimeUpError):
         for work in works:
             with deadline.piece():
                 if work.case != case:
                     case, sets = work.case, []  # the last one's memory is free before the next's
+                    if case not in mistakes:
+                        progress.update(task, description=f"checking {case.name}", refresh=True)
+                        mistakes[case] = mistakes_of(case, device)
+                if mistakes[case]:
+                    progress.update(task, advance=rounds)
+                    yield work, {}, mistakes[case]
+                    continue
+                if not sets:
                     count = count_sets(device, case.nbytes)
                     sets = [case.inputs(device.device) for _ in range(count)]
                     if "compile" in work.providers:
@@ -345,25 +371,26 @@ def results_table(rounds: int) -> Table:
             "GB/s",
             "% of copy",
             "x eager",
-            "x compile",
             "extra MiB",
         ],
         title=f"Caches cold from 1 MiB on, providers in turn, medians of {rounds} rounds; IQR is "
         "the spread of the device time",
         caption="eager: torch.nn.functional.prelu, compile: the same under torch.compile, a "
         "float32 slope beside a half-precision input cast as autocast does; inference: the modules "
-        "without grad. copy: moves as many bytes as the operation. x eager, x compile: by device "
+        "without grad. copy: moves as many bytes as the operation. x eager: by device "
         "time where x has 16 MiB or more, else by call time. Device times of x below 1 MiB are of "
         "CUDA-graph replays. jax: whole calls alone, contiguous tensors alone.",
     )
 
 
-def add_rows(table: Table, work: Work, measured: Mapping[str, Measurement]) -> None:
+def add_rows(
+    table: Table, work: Work, measured: Mapping[str, Measurement], eager: Measurement | None
+) -> None:
     """Adds one operation of one case; slower than eager is red."""
     case = work.case
     for name, one in measured.items():
         row = make_row(case, work.op, name, measured)
-        x_eager = speedup(case, measured.get("eager"), one)
+        x_eager = speedup(case, eager, one)
         table.add_row(
             case.name,
             f"{row.dtype} {row.shape}",
@@ -376,7 +403,6 @@ def add_rows(table: Table, work: Work, measured: Mapping[str, Measurement]) -> N
             number(row.gbps, 0),
             number(row.pct_copy, 1),
             number(x_eager, 2),
-            number(speedup(case, measured.get("compile"), one), 2),
             number(row.extra_bytes and row.extra_bytes / 2**20, 2),
             style="red" if x_eager is not None and x_eager < 1 else None,
         )

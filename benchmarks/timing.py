@@ -26,6 +26,10 @@ SETS_LIMIT = 256
 LEAD_CYCLES = 2**21
 """A spin of about a millisecond."""
 LEAD_LIMIT = 2**26
+LEAD_CYCLES_PER_S = 2**31
+"""The clock of a device, roughly."""
+RESOLUTION_US = 0.5
+"""The step in which events count; what is shorter reads as 0."""
 
 Call = Callable[[int], object]
 """Runs one operation on the input set of that number and returns what it allocated."""
@@ -42,7 +46,7 @@ class Device(Protocol):
         """Where everything that is measured must run."""
 
     def device_us(self, batch: Callable[[], object]) -> float:
-        """Time the device takes for `batch`, without the host's part."""
+        """Time the device takes for `batch`, without the host's part; above 0."""
 
     def call_us(self, batch: Callable[[], object]) -> float:
         """Time from the first call of `batch` until its last result is there."""
@@ -79,21 +83,27 @@ class Gpu:
         """Time between events around `batch`.
 
         The device idles in a spin kernel until the host has queued the whole batch; a batch that
-        was not queued in time is repeated behind a longer spin. What never fits (it waits for the
-        device itself) is timed with its gaps.
+        was not queued in time is repeated behind a longer spin. The next batch spins twice as long
+        as the host took for this one: one hiccup does not lengthen all that follow. What never fits
+        (it waits for the device itself) is timed with its gaps.
         """
         while True:
             torch.cuda._sleep(self._lead_cycles)
+            start = time.perf_counter()
             self._start.record()
             batch()
             self._end.record()
+            queuing = time.perf_counter() - start
             queued_in_time = not self._start.query()
             self._end.synchronize()
             never = self._lead_cycles >= LEAD_LIMIT
-            if not queued_in_time:
+            if queued_in_time:
+                needed = int(2 * queuing * LEAD_CYCLES_PER_S)
+                self._lead_cycles = min(self._lead_cycles, max(needed, LEAD_CYCLES))
+            else:
                 self._lead_cycles = LEAD_CYCLES if never else 2 * self._lead_cycles
             if queued_in_time or never:
-                return self._start.elapsed_time(self._end) * 1e3
+                return max(self._start.elapsed_time(self._end) * 1e3, RESOLUTION_US)
 
     def call_us(self, batch: Callable[[], object]) -> float:
         """Time by the host's clock, the last synchronisation included."""

@@ -9,8 +9,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from . import __version__, enabled, functional, prelu
+from . import __version__, enabled, functional, leaky_relu, prelu
 from .backend import Backend, backend, reason
+
+NEGATIVE_SLOPE = 0.2
 
 
 def main() -> int:
@@ -33,12 +35,7 @@ def main() -> int:
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             if device.type == "mps" and dtype == torch.float64:
                 continue
-            # The kernels are checked, on tensors for which PyTorch's operator would do.
-            with mock.patch.object(functional, "EAGER_BELOW", 0):
-                wrong = _self_check(prelu, device, dtype)
-                if wrong is None and not left:
-                    with enabled(device.type):
-                        wrong = _self_check(torch.prelu, device, dtype)
+            wrong = _self_check(device, dtype, overridden=not left)
             failed |= wrong is not None
             print(f"  self-check  {str(dtype).removeprefix('torch.'):10}{wrong or 'ok'}")
     return int(failed)
@@ -65,21 +62,43 @@ def _device_name(device: torch.device) -> str:
     return str(name(device)) if name else platform.machine()
 
 
-def _self_check(
-    function: Callable[[Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype
+def _self_check(device: torch.device, dtype: torch.dtype, *, overridden: bool) -> str | None:
+    """What is wrong on `device`; None if all is right. torch.prelu too, where it is overridden."""
+    # The kernels are checked, on tensors for which PyTorch's operator would do.
+    with mock.patch.object(functional, "EAGER_BELOW", 0):
+        for name, function, learned in (
+            ("prelu", prelu, True),
+            ("leaky_relu", _leaky_relu, False),
+            ("leaky_relu in place", _leaky_relu_in_place, False),
+        ):
+            if wrong := _mistake(function, learned, device, dtype):
+                return f"{name}: {wrong}"
+        if overridden:
+            with enabled(device.type):
+                if wrong := _mistake(torch.prelu, True, device, dtype):
+                    return f"torch.prelu: {wrong}"
+    return None
+
+
+def _mistake(
+    function: Callable[..., Tensor], learned: bool, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """What is wrong with `function` on `device` beside float64 on the CPU; None if it is right."""
+    """What is wrong with `function` beside float64 on the CPU; None if it is right.
+
+    It is called with the input and, `learned`, with slopes; else its slope is NEGATIVE_SLOPE.
+    """
     generator = torch.Generator().manual_seed(0)
     # Short rows, long rows, one slope: every kind of kernel.
     for shape, slopes in (((2, 6, 35), 6), ((2, 3, 8192), 3), ((2, 3, 700), 1)):
         x, grad_y = torch.randn(2, *shape, generator=generator).to(dtype)
         weight = torch.rand(slopes, generator=generator).to(dtype)
-        expected = _outcome(_formula, x.double(), weight.double(), grad_y.double())
+        inputs = [x, weight] if learned else [x]
+        expected = _outcome(_formula, [t.double() for t in inputs], grad_y.double())
         try:
-            given = _outcome(function, x.to(device), weight.to(device), grad_y.to(device))
+            given = _outcome(function, [t.to(device) for t in inputs], grad_y.to(device))
         except Exception as error:
             return f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
-        names = ("forward", "input gradient", "slope gradient")
+        names = ("forward", "input gradient", "slope gradient")[: len(expected)]
         for name, actual, exact in zip(names, given, expected, strict=True):
             # A sum of products of either sign may be far smaller than its rounding errors.
             rtol, atol = 2 * torch.finfo(dtype).eps, 1e-3 if name == "slope gradient" else 1e-7
@@ -90,18 +109,28 @@ def _self_check(
     return None
 
 
-def _formula(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.where(x > 0, x, weight.unsqueeze(1) * x)
+def _leaky_relu(x: Tensor) -> Tensor:
+    return leaky_relu(x, NEGATIVE_SLOPE)
+
+
+def _leaky_relu_in_place(x: Tensor) -> Tensor:
+    y = x.clone()  # a leaf cannot be written
+    leaky_relu(y, NEGATIVE_SLOPE, inplace=True)
+    return y
+
+
+def _formula(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    slopes = NEGATIVE_SLOPE if weight is None else weight.unsqueeze(1)
+    return torch.where(x > 0, x, slopes * x)
 
 
 def _outcome(
-    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, grad_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The output and both gradients."""
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    y = function(x, weight)
-    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad_y)
-    return y.detach(), grad_x, grad_weight
+    function: Callable[..., Tensor], inputs: list[Tensor], grad_y: Tensor
+) -> tuple[Tensor, ...]:
+    """The output, and the gradient of each input."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    y = function(*inputs)
+    return y.detach(), *torch.autograd.grad(y, inputs, grad_y)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,14 @@ import contextlib
 import dataclasses
 import math
 import os
+import warnings
 
 import pytest
-import torch
+
+with warnings.catch_warnings():
+    # What PyTorch and NumPy say when they are imported is no fault of the tests.
+    warnings.simplefilter("default")
+    import torch
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -30,6 +35,13 @@ with contextlib.suppress(ImportError):
 
 MARGIN = 64
 CANARY = 12345.0
+
+
+def pytest_configure(config):
+    """On a GPU machine, whose packages nobody chose, only warnings from this library are errors."""
+    if GPU:
+        for line in ("default", "error:::prelu_gpu"):
+            config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_collection_modifyitems(items):

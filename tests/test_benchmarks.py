@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -494,7 +495,7 @@ def test_a_run_from_gate_to_table(commit, tmp_path):
     assert {(row["device_us"], row["call_us"]) for row in rows} == {("10000.0", "20000.0")}
     table = console.file.getvalue()
     assert table.count(" prelu_gpu  ") == 3 * 4
-    assert all(column in table for column in ("% of copy", "x eager", "x compile", "extra MiB"))
+    assert all(column in table for column in ("% of copy", "x eager", "extra MiB"))
 
 
 def test_a_run_goes_on_where_the_last_one_stopped(quick_kernels, commit, tmp_path):
@@ -701,8 +702,105 @@ def test_a_red_gate_takes_no_time(prelu, words, monkeypatch, tmp_path, device):
     with pytest.raises(ProgramError, match=re.escape(f"shared (float32): {words}")):
         run(SMALL[2:], tmp_path, device=fake, console=console)
     assert fake.timed == 0
-    assert "GB/s" not in console.file.getvalue()
+    assert "prelu_gpu  " not in console.file.getvalue()
     assert read(tmp_path / "fake-gpu.csv") == []
+
+
+@pytest.fixture
+def red(monkeypatch):
+    """SMALL[0] is computed wrong, or not at all; SMALL[1] and SMALL[2] are right."""
+
+    def make(kind):
+        def check(case, device):
+            if case != SMALL[0]:
+                return []
+            if kind == "failing":
+                raise ValueError("no kernel\nfor it")
+            return ["forward: 3 of 480 elements are wrong"]
+
+        monkeypatch.setattr(speed, "check", check)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("wrong", "channels (float16, slope float32): forward: 3 of 480 elements are wrong"),
+        ("failing", "channels (float16, slope float32): ValueError: no kernel"),
+    ],
+)
+def test_a_red_case_is_named_and_the_others_are_timed(
+    kind, words, red, quick_kernels, monkeypatch, tmp_path
+):
+    red(kind)
+    monkeypatch.setitem(PROVIDERS, "compile", PROVIDERS["eager"])
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    console = quiet()
+    with pytest.raises(ProgramError) as error:
+        run(SMALL, tmp_path, providers=(*TORCH, "compile"), console=console)
+    assert str(error.value) == f"wrong results; these cases are not timed:\n{words}"
+    rows = [(row["case"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
+    assert set(rows) == set(itertools.product(("last", "shared"), (*TORCH, "compile")))
+    assert (tmp_path / "fake-gpu-notices.txt").read_text() == f"{words}\n"
+    assert "minutes given are over" not in console.file.getvalue()
+
+
+@pytest.fixture
+def happened(monkeypatch):
+    """What a run checks and compiles, in order."""
+    events = []
+
+    def check(case, device):
+        events.append(f"check {case.name}")
+        return []
+
+    def compiled(case, op, sets):
+        events.append(f"compile {case.name}")
+        return PROVIDERS["eager"](case, op, sets)
+
+    def ours(case, op, sets):
+        events.append(f"time {case.name}")
+        return PROVIDERS["eager"](case, op, sets)
+
+    monkeypatch.setattr(speed, "check", check)
+    monkeypatch.setitem(PROVIDERS, "compile", compiled)
+    monkeypatch.setitem(PROVIDERS, "prelu_gpu", ours)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    return events
+
+
+def test_a_case_is_checked_just_before_its_timing_and_none_that_is_not_timed(happened):
+    # Two operations of each case; there is time for three.
+    run(SMALL, deadline=Deadline(175 / 60, Clock(25)), ops=("forward", "step"))
+    channels, last = ["check channels", *["time channels"] * 2], ["check last", "time last"]
+    assert happened == channels + last
+
+
+def test_compilers_come_when_all_cases_are_timed_by_the_others(happened, commit, tmp_path):
+    cases, options = SMALL[1:], {"ops": ("step",), "providers": (*PROVIDERS,)}
+    run(cases, tmp_path, **options, deadline=Deadline(175 / 60, Clock(25)))
+    others = ["check last", "time last", "check shared", "time shared"]
+    assert happened == [*others, "compile last"]
+    # Another call goes on, and knows nothing of the last one's checks.
+    happened.clear()
+    run(cases, tmp_path, **options)
+    assert happened == ["check shared", "compile shared"]
+    rows = [(row["case"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
+    first = [("last", name) for name in TORCH] + [("shared", name) for name in TORCH]
+    assert [row for row in rows if row[1] != "jax"] == [
+        *first,
+        ("last", "compile"),
+        ("shared", "compile"),
+    ]
+
+
+def test_what_is_compiled_is_compared_with_eager_of_the_same_run(happened):
+    console = quiet()
+    providers_ = "eager", "copy", "compile"
+    run(SMALL[2:], ops=("step",), providers=providers_, console=console)
+    (line,) = (line for line in console.file.getvalue().splitlines() if " compile  " in line)
+    assert line.split()[-2] == "1.00"
 
 
 def test_sets_exceed_the_cache_three_times_up_to_a_limit():
@@ -821,33 +919,102 @@ class FakeEvent:
         return 1.5
 
 
-@pytest.mark.parametrize(
-    ("reached", "spins"),
-    [([False], 1), ([True, True, False], 3), (itertools.repeat(True), 6)],
-    ids=["queued in time", "too late twice", "never in time"],
-)
-def test_a_batch_is_queued_before_it_starts(reached, spins, monkeypatch):
-    cycles, batches = [], []
+@pytest.fixture
+def spins(monkeypatch):
+    """The cycles of each spin kernel before a batch, by a GPU that is not there."""
+    cycles = []
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "Stream", object)
     monkeypatch.setattr(torch.cuda, "_sleep", cycles.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = type("Properties", (), {"name": "Fake", "L2_cache_size": 1000})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return cycles
+
+
+@pytest.mark.parametrize(
+    ("reached", "repeats"),
+    [([False], 1), ([True, True, False], 3), (itertools.repeat(True), 6)],
+    ids=["queued in time", "too late twice", "never in time"],
+)
+def test_a_batch_is_queued_before_it_starts(reached, repeats, spins, monkeypatch):
+    batches = []
     monkeypatch.setattr(FakeEvent, "reached", iter(reached))
     gpu = timing.Gpu()
     assert gpu.device_us(lambda: batches.append(None)) == 1500
-    assert len(batches) == spins
-    assert cycles == [cycles[0] * 2**n for n in range(spins)]
-    # A batch that never fits leaves the next one its short spin.
+    assert len(batches) == repeats
+    assert spins == [spins[0] * 2**n for n in range(repeats)]
+    # A hiccup, as a batch that never fits, leaves the next one its short spin.
     monkeypatch.setattr(FakeEvent, "reached", itertools.repeat(False))
     gpu.device_us(lambda: None)
-    assert cycles[-1] == (cycles[0] if spins == 6 else cycles[spins - 1])
+    assert spins[-1] == spins[0]
+
+
+def test_the_spin_is_as_long_as_the_host_needs_and_no_longer(spins, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def batch(seconds):
+        def queue():
+            now[0] += seconds
+
+        return queue
+
+    gpu = timing.Gpu()
+    monkeypatch.setattr(FakeEvent, "reached", iter([True, True, False]))
+    gpu.device_us(batch(0.0015))
+    monkeypatch.setattr(FakeEvent, "reached", itertools.repeat(False))
+    for seconds in (0.0015, 0.0001, 0.0001):
+        gpu.device_us(batch(seconds))
+    # Where 3 of 4 ms were needed, with a margin of two, the spin stays about as long.
+    assert spins[2] == 4 * spins[0]
+    assert spins[3] == int(0.003 * timing.LEAD_CYCLES_PER_S)
+    assert spins[4:] == [spins[3], spins[0]]
+
+
+def test_a_batch_that_events_cannot_time_is_as_long_as_their_step(spins, monkeypatch):
+    monkeypatch.setattr(FakeEvent, "reached", itertools.repeat(False))
+    monkeypatch.setattr(FakeEvent, "elapsed_time", lambda self, end: 0.0)
+    gpu = timing.Gpu()
+    monkeypatch.setattr(gpu, "call_us", lambda batch: 10.0)
+    monkeypatch.setattr(gpu, "extra_bytes", lambda call: 0)
+    calls = dict.fromkeys(("prelu_gpu", "eager", "copy"), lambda number: None)
+    measured = timing.measure(gpu, calls, 2, lambda: None, rounds=3)
+    row = speed.make_row(SMALL[2], "forward", "eager", measured)
+    assert (row.device_us, row.pct_copy) == (round(0.5 / 64, 3), 100)
 
 
 def test_an_answer_nobody_gives_is_unknown():
     assert results.ask("no-such-program-here") == "unknown"
     assert results.ask("git", "no-such-command") == "unknown"
+
+
+def git(folder, *arguments):
+    who = "-c", "user.name=n", "-c", "user.email=e"
+    subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_run_of_no_commit_is_said_loudly(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("PRELU_GPU_COMMIT", raising=False)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--allow-empty", "--message", "another repository's")
+
+    def commit_of(checkout):
+        (checkout / "benchmarks").mkdir(parents=True)
+        monkeypatch.setattr(results, "__file__", str(checkout / "benchmarks" / "results.py"))
+        return results.describe_run("Fake GPU").commit
+
+    assert re.fullmatch("[0-9a-f]{7,}", commit_of(tmp_path))
+    assert capsys.readouterr().err == ""
+    # Files without history, which lie within that repository.
+    assert commit_of(tmp_path / "copy") == "unknown"
+    error = capsys.readouterr().err
+    assert "WARNING: this checkout (unknown) is no commit" in error
+    assert "set PRELU_GPU_COMMIT" in error
+    monkeypatch.setenv("PRELU_GPU_COMMIT", "abc123")
+    assert results.describe_run("Fake GPU").commit == "abc123"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture
@@ -862,9 +1029,10 @@ def test_one_case_on_a_gpu(real_allocations, tmp_path):
     gpu = timing.Gpu()
     everyone = ("prelu_gpu", "eager", "compile", "copy")
     run([case], tmp_path, device=gpu, providers=everyone)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.csv")  # a notice may lie beside it
+    notices = [notice.read_text() for notice in tmp_path.glob("*.txt")]
     rows = {(row["op"], row["provider"]): row for row in read(path)}
-    assert set(rows) == set(itertools.product(PASSES, everyone))
+    assert set(rows) == set(itertools.product(PASSES, everyone)), notices
     for row in rows.values():
         assert float(row["device_us"]) > 0
         assert row["gpu"] == gpu.name
@@ -901,9 +1069,10 @@ def test_jax_is_timed_by_whole_calls_on_a_gpu(real_allocations, tmp_path):
         pytest.skip(obstacle)
     case = Case("small", (4, 16, 64, 64), torch.bfloat16)
     run([case], tmp_path, device=gpu, providers=("jax", "copy"))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.csv")  # a notice may lie beside it
+    notices = [notice.read_text() for notice in tmp_path.glob("*.txt")]
     rows = [row for row in read(path) if row["provider"] == "jax"]
-    assert len(rows) == len(PASSES)
+    assert len(rows) == len(PASSES), notices
     for row in rows:
         assert float(row["call_us"]) > 0
         assert row["device_us"] == row["pct_copy"] == row["extra_bytes"] == ""

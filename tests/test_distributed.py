@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import GPU
 from distributed import CHECKS, WORLD
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,7 @@ def results(tmp_path_factory):
     return list(zip(results, printed, strict=True))
 
 
+@pytest.mark.skipif(GPU, reason="it interprets kernels, which a machine without a GPU is for")
 @pytest.mark.parametrize("name", CHECKS)
 def test_in_two_processes(name, results):
     for rank, (result, printed) in enumerate(results):
