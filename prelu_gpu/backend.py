@@ -106,11 +106,11 @@ def is_distributed(*tensors: Tensor) -> bool:
 
 def is_sharded(*tensors: Tensor) -> bool:
     """Whether tensors are DTensors, whose dispatch brings our operators the shards."""
-    if "torch.distributed.tensor" not in sys.modules:
+    given = {type(tensor) for tensor in tensors}
+    if given <= PLAIN_TYPES or "torch.distributed.tensor" not in sys.modules:
         return False
     from .sharding import UNWRAPPED
 
-    given = {type(tensor) for tensor in tensors}
     return any(given <= types for types in UNWRAPPED)
 
 
