@@ -59,8 +59,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     slope's in float32 (float64 for float64) before its one rounding. On a GPU, inputs of less than
     2**22 elements go to PyTorch's own operator where it means the same: a call is quicker so.
 
-    Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is, where
-    PyTorch rounds it first, and so does a program that torch.export records there.
+    Under autocast the input is cast as PyTorch casts it. A kernel takes a float32 slope as it is;
+    PyTorch rounds it first, and so do these calls where PyTorch's operators serve them: on devices
+    without kernels, under transforms, tracing and forward-mode AD, and in exported programs.
 
     Args:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
@@ -104,7 +105,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
     served = _is_served(x, weight)
-    x, weight = _autocast(x, weight)
+    x, weight = _autocast(x, weight, served)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
             # The tracer's, of every shape that a check looks at.
@@ -259,8 +260,12 @@ def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
     return y.permute([order.index(d) for d in range(x.dim())])
 
 
-def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The arguments as autocast wants them: prelu is on its lower-precision list."""
+def _autocast(x: Tensor, weight: Tensor, served: bool) -> tuple[Tensor, Tensor]:
+    """The arguments as autocast wants them: prelu is on its lower-precision list.
+
+    Kernels read a float32 slope as it is. Beside one PyTorch's operator would compute in float32,
+    and save such a copy of the input for the backward: it gets the slope that autocast gives it.
+    """
     if not torch._C._is_any_autocast_enabled():
         return x, weight
     device_type = x.device.type
@@ -274,6 +279,7 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(dtype)
-    if weight.dtype in (torch.float16, torch.bfloat16):
+    keeps = (served or is_dynamo_compiling()) and backend(x.device) is not Backend.EAGER
+    if weight.dtype in HALF or (weight.dtype is torch.float32 and not keeps):
         weight = weight.to(dtype)
     return x, weight
