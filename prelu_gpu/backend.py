@@ -1,6 +1,8 @@
 """Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
+import functools
+import logging
 import sys
 from collections.abc import Callable, Collection
 from typing import Any
@@ -58,6 +60,12 @@ def reason(device: torch.device) -> str:
     if served_by is Backend.TRITON:
         return ""
     return WITHOUT_TRITON or f"Triton has no kernels for {device.type}"
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Says at level WARNING, once a process, what is as true of the next call."""
+    logging.getLogger("prelu_gpu").warning("%s", message)
 
 
 def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) -> bool:
