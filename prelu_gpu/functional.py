@@ -29,6 +29,7 @@ from .backend import (
     watchers,
 )
 from .checks import (
+    BESIDE_DENSE,
     DTYPES,
     HALF,
     check_memory,
@@ -67,7 +68,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
         weight: one slope, shape ``()`` or ``(1,)``; or one for each channel, shape ``(C,)``; or
             slopes of the input's rank, two or more, that broadcast over it. In the input's dtype,
-            or float32 beside a float16 or bfloat16 input.
+            or float32 beside a float16 or bfloat16 input. Inputs in MKL-DNN's layout and quantised
+            ones, beside quantised slopes, take what torch.prelu takes, and its operator computes.
         dim: the dimension of the channels, where there is more than one slope. An input of fewer
             than two dimensions has one channel.
 
@@ -77,8 +79,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
             channels, a weight of another rank or that does not broadcast, tensors on different
-            devices, integer, complex, sparse, quantised or nested tensors, a storage that was
-            resized to nothing.
+            devices, integer, complex, sparse or nested tensors, dense slopes beside a quantised
+            input, a storage that was resized to nothing.
         IndexError: ``dim`` out of range, where there is more than one slope.
         TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
@@ -99,8 +101,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
             pass  # What is refused is named below.
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
-    check_tensor("prelu", "input", 1, input)
-    check_tensor("prelu", "weight", 2, weight)
+    check_tensor("prelu", "input", 1, input, BESIDE_DENSE["prelu"])
+    check_tensor("prelu", "weight", 2, weight, BESIDE_DENSE["prelu"])
     x = input
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
@@ -135,7 +137,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     Bit for bit :func:`torch.nn.functional.leaky_relu`, which serves small inputs itself.
 
     Args:
-        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. Jagged and
+            quantised inputs are computed by PyTorch's operator.
         negative_slope: the slope, exact in float64, else as float32.
         inplace: write the result into ``input`` and save it, not the input, for the backward, which
             then refuses a negative slope, as PyTorch's does.
@@ -145,9 +148,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         itself if ``inplace``.
 
     Raises:
-        RuntimeError: integer, complex, sparse, quantised or nested input; a slope beyond float32's
-            range for an input that is not float64; in place, what PyTorch refuses to write: a leaf
-            that requires grad, memory that overlaps itself.
+        RuntimeError: integer, complex or sparse input, an MKL-DNN or strided nested one, one that
+            is quantised by channel; a slope beyond float32's range for an input that is not
+            float64; in place, what PyTorch refuses to write: a leaf that requires grad, memory that
+            overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
     if _is_small(input) and isinstance(negative_slope, (float, int)):
@@ -160,7 +164,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
-    check_tensor("leaky_relu", "input", 1, input)
+    check_tensor("leaky_relu", "input", 1, input, BESIDE_DENSE["leaky_relu"])
     slope = check_negative_slope(input, negative_slope)
     if not _is_served(input):
         return eager.leaky_relu(input, slope, inplace)
@@ -203,7 +207,10 @@ def _is_served(*tensors: Tensor) -> bool:
     if not is_plain(*tensors):
         return is_distributed(*tensors)
     check_memory(*tensors)
-    return backend(tensors[0].device) is not Backend.EAGER
+    x = tensors[0]
+    return (
+        backend(x.device) is not Backend.EAGER and x.layout is torch.strided and not x.is_quantized
+    )
 
 
 def _may_compile(x: Tensor, weight: Tensor) -> bool:
