@@ -1,6 +1,8 @@
 """Which backend serves a tensor's device, and whether a call may reach it."""
 
 import enum
+import functools
+import logging
 import sys
 from collections.abc import Callable, Collection
 from typing import Any
@@ -60,6 +62,12 @@ def reason(device: torch.device) -> str:
     return WITHOUT_TRITON or f"Triton has no kernels for {device.type}"
 
 
+@functools.cache
+def warn_once(message: str) -> None:
+    """Says at level WARNING, once a process, what is as true of the next call."""
+    logging.getLogger("prelu_gpu").warning("%s", message)
+
+
 def is_plain(*tensors: Tensor, types: Collection[type[Tensor]] = PLAIN_TYPES) -> bool:
     """Whether nothing but plain execution sees a call.
 
@@ -106,11 +114,11 @@ def is_distributed(*tensors: Tensor) -> bool:
 
 def is_sharded(*tensors: Tensor) -> bool:
     """Whether tensors are DTensors, whose dispatch brings our operators the shards."""
-    if "torch.distributed.tensor" not in sys.modules:
+    given = {type(tensor) for tensor in tensors}
+    if given <= PLAIN_TYPES or "torch.distributed.tensor" not in sys.modules:
         return False
     from .sharding import UNWRAPPED
 
-    given = {type(tensor) for tensor in tensors}
     return any(given <= types for types in UNWRAPPED)
 
 

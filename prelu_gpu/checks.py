@@ -6,6 +6,7 @@ The words are PyTorch's where it has some, followed by what to do.
 import math
 import numbers
 import operator
+from collections.abc import Collection
 from typing import NoReturn
 
 import torch
@@ -19,6 +20,14 @@ _MISMATCH = (
 )
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
+BESIDE_DENSE = {
+    "prelu": ("torch._mkldnn", "quantized"),
+    "leaky_relu": ("jagged nested", "quantized"),
+}
+"""Kinds of tensors that PyTorch's operator computes, beside the dense ones that kernels read."""
+
+_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+
 
 def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
     """Checks that tensors suit each other; gives the slope's dimension, None for a shared slope."""
@@ -27,6 +36,13 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "prelu: Expected all tensors to be on the same device, but got input on "
             f"{input.device} and weight on {weight.device}. Move one with .to(device)."
         )
+    dim = check_dim("prelu", dim)
+    if (
+        not (input.layout is weight.layout is torch.strided)
+        or input.is_quantized
+        or weight.is_quantized
+    ):
+        _check_as_torch_prelu(input, weight, dim)
     if input.dtype is not weight.dtype and not (
         input.dtype in HALF and weight.dtype is torch.float32
     ):
@@ -35,7 +51,6 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "The weight has the input's dtype, or float32 beside a half-precision input: "
             "cast one with .to(dtype)."
         )
-    dim = check_dim("prelu", dim)
     ndim, weight_ndim, slopes = input.dim(), weight.dim(), weight.numel()
     if weight_ndim == ndim > 1:
         _check_broadcast(input, weight)
@@ -90,20 +105,20 @@ def check_negative_slope(input: Tensor, negative_slope: float | Tensor) -> float
     return slope
 
 
-def check_tensor(function: str, name: str, position: int, value: Tensor) -> None:
-    """Checks that an argument is a tensor of a kind that is served."""
+def check_tensor(
+    function: str, name: str, position: int, value: Tensor, beside_dense: Collection[str] = ()
+) -> None:
+    """Checks that an argument is a tensor of a kind that is served: dense, or of those named."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}(): argument '{name}' (position {position}) must be Tensor, "
             f"not {type(value).__name__}"
         )
     if value.layout is not torch.strided or value.is_nested or value.is_quantized:
-        form = "nested" if value.is_nested else str(value.layout)
-        raise RuntimeError(
-            f"{function}: expected a dense {name}, got a "
-            f"{'quantized' if value.is_quantized else form} tensor. Convert it first "
-            "(.to_dense(), .to_padded_tensor(), .dequantize())."
-        )
+        if _kind(value) not in beside_dense:
+            _refuse_kind(function, name, value)
+        if value.is_quantized:
+            return  # of dtypes of its own
     if value.dtype not in DTYPES:
         raise RuntimeError(
             f"{function}: not implemented for '{_name(value)}' {name}. "
@@ -136,6 +151,45 @@ def check_memory(*tensors: Tensor) -> None:
                 f"allocated yet. Got one of shape {tuple(tensor.shape)} with a storage of 0 bytes. "
                 "Resize the storage and fill it before this call; the backward needs it again."
             )
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is, in PyTorch's words."""
+    if tensor.is_quantized:
+        return "quantized" if tensor.qscheme() in _PER_TENSOR else "per-channel quantized"
+    if tensor.is_nested:
+        return "jagged nested" if tensor.layout is torch.jagged else "nested"
+    return "dense" if tensor.layout is torch.strided else str(tensor.layout)
+
+
+def _refuse_kind(function: str, name: str, tensor: Tensor) -> NoReturn:
+    if tensor.is_quantized:
+        how = (
+            ".dequantize(), or call prelu_gpu.restore(model) before the model is quantised: "
+            "torch.ao replaces torch.nn's own modules"
+        )
+    else:
+        how = ".to_padded_tensor(0.0)" if tensor.is_nested else ".to_dense()"
+    raise RuntimeError(
+        f"{function}: expected a dense {name}, got a {_kind(tensor)} tensor. "
+        f"Convert it first with {how}."
+    )
+
+
+def _check_as_torch_prelu(input: Tensor, weight: Tensor, dim: int) -> None:
+    """Checks arguments that are not all dense: torch.prelu's own, for its operator."""
+    kind, slopes = _kind(input), weight.numel()
+    if _kind(weight) not in (kind, "dense"):
+        _refuse_kind("prelu", "weight", weight)
+    if input.is_quantized and not weight.is_quantized:
+        _refuse_kind("prelu", "input", input)
+    if input.dtype is not weight.dtype or weight.dim() > 1 or (slopes != 1 and dim != 1):
+        raise RuntimeError(
+            f"prelu: expected slopes as torch.prelu takes them beside a {kind} input: of its dtype "
+            f"{_name(input)}, one, or one for each channel along dim 1. Got {_name(weight)} slopes "
+            f"of shape {tuple(weight.shape)} along dim {dim}. Convert the input first with "
+            f"{'.dequantize()' if input.is_quantized else '.to_dense()'}, or the slopes."
+        )
 
 
 def _check_broadcast(input: Tensor, weight: Tensor) -> None:

@@ -29,6 +29,7 @@ from .backend import (
     watchers,
 )
 from .checks import (
+    BESIDE_DENSE,
     DTYPES,
     FLOAT32_MAX,
     HALF,
@@ -60,8 +61,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     slope's in float32 (float64 for float64) before its one rounding. On a GPU, inputs of less than
     2**22 elements go to PyTorch's own operator where it means the same: a call is quicker so.
 
-    Under autocast the input is cast as PyTorch casts it; a float32 slope stays as it is, where
-    PyTorch rounds it first, and so does a program that torch.export records there.
+    Under autocast the input is cast as PyTorch casts it. A kernel takes a float32 slope as it is;
+    PyTorch rounds it first, and so do these calls where PyTorch's operators serve them: on devices
+    without kernels, under transforms, tracing and forward-mode AD, and in exported programs.
 
     The kernels read dense tensors and most slices where they lie. Others, such as crops of
     pictures, are copied by the forward, and again by the backward: the graph saves the input.
@@ -70,7 +72,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
         weight: one slope, shape ``()`` or ``(1,)``; or one for each channel, shape ``(C,)``; or
             slopes of the input's rank, two or more, that broadcast over it. In the input's dtype,
-            or float32 beside a float16 or bfloat16 input.
+            or float32 beside a float16 or bfloat16 input. Inputs in MKL-DNN's layout and quantised
+            ones, beside quantised slopes, take what torch.prelu takes, and its operator computes.
         dim: the dimension of the channels, where there is more than one slope. An input of fewer
             than two dimensions has one channel.
 
@@ -80,8 +83,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     Raises:
         RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
             channels, a weight of another rank or that does not broadcast, tensors on different
-            devices, integer, complex, sparse, quantised or nested tensors, a storage that was
-            resized to nothing.
+            devices, integer, complex, sparse or nested tensors, dense slopes beside a quantised
+            input, a storage that was resized to nothing.
         IndexError: ``dim`` out of range, where there is more than one slope.
         TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
@@ -101,13 +104,13 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         return torch.prelu(input, weight)
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(prelu, (input, weight), input, weight, dim=dim)
-    check_tensor("prelu", "input", 1, input)
-    check_tensor("prelu", "weight", 2, weight)
+    check_tensor("prelu", "input", 1, input, BESIDE_DENSE["prelu"])
+    check_tensor("prelu", "weight", 2, weight, BESIDE_DENSE["prelu"])
     x = input
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
     served = _is_served(x, weight)
-    x, weight = _autocast(x, weight)
+    x, weight = _autocast(x, weight, served)
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         with warnings.catch_warnings():
             # The tracer's, of every shape that a check looks at.
@@ -140,7 +143,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     forward, and again by the backward: the graph saves the input.
 
     Args:
-        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. Jagged and
+            quantised inputs are computed by PyTorch's operator.
         negative_slope: the slope, exact in float64, else as float32.
         inplace: write the result into ``input`` and save it, not the input, for the backward, which
             then refuses a negative slope, as PyTorch's does.
@@ -150,9 +154,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         itself if ``inplace``.
 
     Raises:
-        RuntimeError: integer, complex, sparse, quantised or nested input; a slope beyond float32's
-            range for an input that is not float64; in place, what PyTorch refuses to write: a leaf
-            that requires grad, memory that overlaps itself.
+        RuntimeError: integer, complex or sparse input, an MKL-DNN or strided nested one, one that
+            is quantised by channel; a slope beyond float32's range for an input that is not
+            float64; in place, what PyTorch refuses to write: a leaf that requires grad, memory that
+            overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
     if (
@@ -166,7 +171,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
-    check_tensor("leaky_relu", "input", 1, input)
+    check_tensor("leaky_relu", "input", 1, input, BESIDE_DENSE["leaky_relu"])
     slope = check_negative_slope(input, negative_slope)
     if not _is_served(input):
         return eager.leaky_relu(input, slope, inplace)
@@ -213,7 +218,10 @@ def _is_served(*tensors: Tensor) -> bool:
     if not is_plain(*tensors):
         return is_distributed(*tensors)
     check_memory(*tensors)
-    return backend(tensors[0].device) is not Backend.EAGER
+    x = tensors[0]
+    return (
+        backend(x.device) is not Backend.EAGER and x.layout is torch.strided and not x.is_quantized
+    )
 
 
 def _may_compile(x: Tensor, weight: Tensor) -> bool:
@@ -270,8 +278,12 @@ def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
     return y.permute([order.index(d) for d in range(x.dim())])
 
 
-def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The arguments as autocast wants them: prelu is on its lower-precision list."""
+def _autocast(x: Tensor, weight: Tensor, served: bool) -> tuple[Tensor, Tensor]:
+    """The arguments as autocast wants them: prelu is on its lower-precision list.
+
+    Kernels read a float32 slope as it is. Beside one PyTorch's operator would compute in float32,
+    and save such a copy of the input for the backward: it gets the slope that autocast gives it.
+    """
     if not torch._C._is_any_autocast_enabled():
         return x, weight
     device_type = x.device.type
@@ -285,6 +297,7 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(dtype)
-    if weight.dtype in (torch.float16, torch.bfloat16):
+    keeps = (served or is_dynamo_compiling()) and backend(x.device) is not Backend.EAGER
+    if weight.dtype in HALF or (weight.dtype is torch.float32 and not keeps):
         weight = weight.to(dtype)
     return x, weight

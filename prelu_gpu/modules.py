@@ -131,7 +131,13 @@ class SharedAxesPReLU(nn.Module):
                 f"SharedAxesPReLU: input_shape {tuple(input_shape)} must be known but along shared "
                 f"axes; axis {shape.index(None) + 1} is None: give its size, or share it"
             )
-        self.weight = nn.Parameter(torch.full(sizes, float(init), device=device, dtype=dtype))
+        self.init = float(init)
+        self.weight = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the slopes to `init`, as FSDP does to modules that come from the meta device."""
+        nn.init.constant_(self.weight, self.init)
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies PReLU."""

@@ -6,7 +6,6 @@ formulas for higher orders, forward mode and transforms stay around them.
 """
 
 import contextlib
-import logging
 import os
 import threading
 import warnings
@@ -20,13 +19,20 @@ from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from . import functional
-from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, as_plain, backend, reason, untraced
+from .backend import (
+    PLAIN_TYPES,
+    WITHOUT_TRITON,
+    Backend,
+    as_plain,
+    backend,
+    reason,
+    untraced,
+    warn_once,
+)
 from .checks import DTYPES, HALF, check_memory
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
-
-logger = logging.getLogger("prelu_gpu")
 
 _AUTOGRAD_NODE = "PreluKernelBackward0"
 """PyTorch's name for torch.prelu in the graphs of autograd."""
@@ -61,9 +67,9 @@ def enable(device: str | torch.device | None = None) -> None:
     Not reached: code compiled by Inductor, which writes its own kernels for PyTorch's operators,
     and torch.nn.functional.leaky_relu.
 
-    A device type without kernels is left as it is, which the logger "prelu_gpu" warns of. The first
-    call changes PyTorch's table of operators, which has no lock: not while another thread is in
-    torch.prelu. Another library's operators of that name are undone after these, not before.
+    A device type without kernels is left as it is; the logger "prelu_gpu" warns of it once. The
+    first call changes PyTorch's table of operators, which has no lock: not while another thread is
+    in torch.prelu. Another library's operators of that name are undone after these, not before.
 
     Args:
         device: a device type, as "cuda"; that of this PyTorch's accelerator if None is given, "cpu"
@@ -178,16 +184,16 @@ def _override(device_type: str) -> bool:
 def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
     """The overriding operators by the names of PyTorch's; None where there are no kernels."""
     device = torch.device(device_type)
-    stays = "enable: torch.prelu on %s stays PyTorch's: %s"
+    stays = f"enable: torch.prelu on {device_type} stays PyTorch's: "
     if backend(device) is Backend.EAGER:
-        logger.warning(stays, device_type, reason(device))
+        warn_once(stays + reason(device))
         return None
     key = device_type.upper()
     try:
         native = torch.library.get_kernel("aten::_prelu_kernel", key).call_boxed
         native_backward = torch.library.get_kernel("aten::_prelu_kernel_backward", key).call_boxed
     except RuntimeError as error:
-        logger.warning(stays, device_type, error)
+        warn_once(f"{stays}{error}")
         return None
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.__members__[key])
 

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from .backend import Backend, backend, reason, warn_once
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 
 logger = logging.getLogger("prelu_gpu")
@@ -23,8 +25,9 @@ def accelerate(model: Model) -> Model:
     every reference to it stay, `model` itself included if it is one. Left as they are, and named by
     a warning of the logger "prelu_gpu": subclasses of torch.nn.PReLU, whose forward may differ, and
     modules with an attribute `forward` or `dim` of their own. Left too: torch.nn.LeakyReLU, which
-    PyTorch already runs in vectorised kernels. The logger tells at level INFO what was swapped.
-    :func:`restore` undoes it.
+    PyTorch already runs in vectorised kernels. The logger tells at level INFO what was swapped, and
+    warns once of a device without kernels, the model's or, of a model on the CPU, this machine's
+    accelerator: PyTorch's operators serve there. :func:`restore` undoes it.
 
     Args:
         model: any module; one without PReLU is only warned of.
@@ -37,6 +40,7 @@ def accelerate(model: Model) -> Model:
     """
     _check("accelerate", model)
     swapped, left, done = [], [], False
+    devices: set[torch.device] = set()
     for name, module in _named_modules(model):
         if isinstance(module, PReLU):
             done = True
@@ -45,10 +49,12 @@ def accelerate(model: Model) -> Model:
             if reason is None:
                 _change_class(module, PReLU)
                 swapped.append(name)
+                devices.update(parameter.device for parameter in module.parameters())
             else:
                 left.append(f"{name} ({reason})")
     if swapped:
         logger.info("accelerate: %d torch.nn.PReLU swapped: %s", len(swapped), ", ".join(swapped))
+        _warn_without_kernels(devices)
     if left:
         hint = "prelu_gpu.enable() serves those that call torch.prelu"
         logger.warning("accelerate: left as they are: %s; %s", ", ".join(left), hint)
@@ -114,6 +120,20 @@ def _change_class(module: nn.Module, plain: type[nn.Module]) -> None:
         parametrised = type(module)
         plain = type(parametrised.__name__, (plain,), dict(vars(parametrised)))
     module.__class__ = plain
+
+
+def _warn_without_kernels(devices: set[torch.device]) -> None:
+    """Says once a device type that modules have no kernels where they are, or may go."""
+    for device in devices:
+        if device.type in ("cpu", "meta") and backend(torch.device("cpu")) is Backend.EAGER:
+            # Models are made there, and then go to the accelerator.
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            device = accelerator or torch.device("cpu")
+        if device.type != "meta" and backend(device) is Backend.EAGER:
+            warn_once(
+                f"accelerate: no kernels on {device.type}, PyTorch's operators serve there: "
+                f"{reason(device)}"
+            )
 
 
 def _check(function: str, model: object) -> None:

@@ -21,6 +21,7 @@ if not GPU:
 from reference import randn  # noqa: E402
 
 from prelu_gpu import functional, launch  # noqa: E402
+from prelu_gpu.backend import warn_once  # noqa: E402
 from prelu_gpu.plan import gpu_rules  # noqa: E402
 
 with contextlib.suppress(ImportError):
@@ -108,6 +109,12 @@ def guarded_allocations(monkeypatch):
 def kernels_at_every_size(monkeypatch):
     """On a GPU, too, where PyTorch's operator serves small inputs."""
     monkeypatch.setattr(functional, "EAGER_BELOW", 0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    """What is said once a process is said once a test."""
+    warn_once.cache_clear()
 
 
 @pytest.fixture

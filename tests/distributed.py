@@ -472,6 +472,51 @@ def fully_sharded_with_the_older_interface():
     assert_same_gradients(actual, expected[1])
 
 
+class Keras(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Linear(6, 4, bias=False),
+            prelu_gpu.SharedAxesPReLU((4,), init=0.5),
+            prelu_gpu.PReLU(4, init=2.0),
+        )
+
+    @classmethod
+    def from_meta(cls):
+        with torch.device("meta"):
+            return cls()
+
+
+@check(how=["fully_shard", "the older interface"])
+def slopes_from_the_meta_device(how):
+    """As large models are made: sharded, given memory, then filled by `reset_parameters`."""
+
+    def reset(module):
+        module.to_empty(device="cpu", recurse=False)
+        for parameter in module.parameters(recurse=False):
+            nn.init.constant_(parameter, 1e3)  # as memory that was another's
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        if isinstance(module, nn.Linear):
+            nn.init.ones_(module.weight)
+
+    x = half(BATCH)
+    if how == "fully_shard":
+        model = shard_fully(Keras.from_meta(), ["1"])
+        for module in model.modules():
+            reset(module)
+    else:
+        model = FullyShardedDataParallel(
+            Keras.from_meta(),
+            param_init_fn=reset,
+            use_orig_params=True,
+            device_id=torch.device("cpu"),
+        )
+    hidden = x.sum(1, keepdim=True).expand(-1, 4)
+    expected = torch.where(hidden > 0, hidden, hidden * 0.5 * 2.0)
+    assert (hidden < 0).any()
+    assert_same(model(x).detach(), expected)
+
+
 def parallelise(model, on=None):
     """Tensor parallel: half of the channels, and their slopes, in each process."""
 

@@ -204,18 +204,84 @@ def test_a_leaf_may_be_written_without_grad(device):
     assert leaf.tolist() == [-0.5] * 3
 
 
-def test_autocast_gives_the_same_on_every_route(device, monkeypatch):
+def inputs_of_autocast(device):
+    """With slopes that half precision rounds."""
     x = -torch.rand(64, 8, device=device) - 0.5
     slopes = 0.1 + torch.arange(8, device=device) * 1e-4
+    return x, (slopes, slopes[None], slopes[:1], slopes[0])
+
+
+def test_autocast_gives_the_same_compiled(device):
+    x, all_slopes = inputs_of_autocast(device)
     compiled = torch.compile(prelu, backend="eager")
-    for weight in (slopes, slopes[None], slopes[:1], slopes[0]):
+    for weight in all_slopes:
         with torch.autocast(device.type, torch.bfloat16):
             expected = prelu(x, weight)
             assert_same(expected, prelu(x.bfloat16(), weight))
             assert torch.equal(compiled(x, weight), expected)
-            with monkeypatch.context() as patch:
-                patch.setattr(functional, "backend", lambda device: Backend.EAGER)
-                assert torch.equal(prelu(x, weight), expected)
+
+
+def bytes_saved(function):
+    """What a function gives, and how much it keeps for the backward."""
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = function()
+    return y, sum(saved.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=id_of)
+@pytest.mark.parametrize("route", ["no kernels", "forward mode"])
+def test_autocast_without_kernels_is_pytorchs_and_saves_no_more(route, dtype, device, monkeypatch):
+    x, all_slopes = inputs_of_autocast(device)
+    if route == "no kernels":
+        monkeypatch.setattr(functional, "backend", lambda device: Backend.EAGER)
+    forward_mode = route == "forward mode"
+    level = torch.autograd.forward_ad.dual_level if forward_mode else contextlib.nullcontext
+    for weight, given in itertools.product(all_slopes, (torch.float32, dtype)):
+        results, saved = [], []
+        for function in (torch.prelu, prelu):
+            # torch.prelu takes no slopes to broadcast; these are as those of the channels.
+            slopes = weight.flatten() if function is torch.prelu and weight.dim() else weight
+            leaves = [t.detach().clone().requires_grad_() for t in (x.to(given), slopes)]
+            with level():
+                with torch.autocast(device.type, dtype):
+                    y, kept = bytes_saved(lambda f=function, t=leaves: f(*t))
+                y.backward(torch.ones_like(y))
+            results.append([y.detach(), leaves[0].grad, leaves[1].grad.view(weight.shape)])
+            saved.append(kept)
+        for theirs, ours in zip(*results, strict=True):
+            assert_same(ours, theirs)
+        assert x.numel() * 2 <= saved[1] <= saved[0]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x, w: torch.func.grad(lambda x, w: f(x, w).float().square().sum(), (0, 1))(x, w),
+        # Autocast does not reach torch.prelu in a vmap.
+        lambda f, x, w: torch.vmap(f, (0, None))(x[:, None], w)[:, 0] if f is prelu else f(x, w),
+        lambda f, x, w: torch.func.jvp(f, (x, w), (x, w)),
+        lambda f, x, w: torch.jit.trace(f, (x, w), check_trace=False)(x, w),
+    ],
+    ids=["grad", "vmap", "jvp", "trace"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_autocast_under_transforms_is_pytorchs(transform, device):
+    x, all_slopes = inputs_of_autocast(device)
+    for weight in all_slopes[0], all_slopes[2]:
+        with torch.autocast(device.type, torch.bfloat16):
+            expected, given = (transform(f, x, weight) for f in (torch.prelu, prelu))
+            kernels = prelu(x, weight)
+        if not isinstance(given, tuple):
+            given, expected = (given,), (expected,)
+        for ours, theirs in zip(given, expected, strict=True):
+            assert_same(ours, theirs)
+        assert not torch.equal(kernels, torch.prelu(x.bfloat16(), weight.bfloat16()))
 
 
 def test_the_version_counter_moves_by_one(device):

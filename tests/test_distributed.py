@@ -98,6 +98,10 @@ assert "prelu_gpu.sharding" not in sys.modules
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh = init_device_mesh("cpu", (1,))
 sharded = distribute_tensor(x, mesh, [Shard(1)])
+with torch.autograd.forward_ad.dual_level():
+    prelu_gpu.prelu(x, weight)
+torch.func.vmap(prelu_gpu.prelu, (0, None))(x[:, None], weight)
+assert "prelu_gpu.sharding" not in sys.modules, "plain tensors"
 compiled = torch.compile(prelu_gpu.prelu, backend="aot_eager", fullgraph=True)
 for function in compiled, prelu_gpu.prelu:
     slopes = distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
@@ -106,6 +110,41 @@ for function in compiled, prelu_gpu.prelu:
     assert torch.equal(y.to_local(), torch.prelu(x, weight))
     assert slopes.grad.placements == (Shard(0),)
     torch.testing.assert_close(slopes.grad.to_local(), (x.clamp(max=0) ** 2 * weight).sum(0))
+dist.destroy_process_group()
+print("done")
+"""
+    assert finish(start("-c", program)).endswith("done\n")
+
+
+def test_what_is_sharded():
+    """A DTensor, or what a collective still fetches; plain tensors alone are not."""
+    program = """
+import torch, torch.distributed as dist
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+from prelu_gpu import functional
+from prelu_gpu.backend import is_distributed, is_sharded
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+x, weight = torch.randn(4, 3), torch.nn.Parameter(torch.rand(3))
+fetched = AsyncCollectiveTensor(torch.randn(4, 3))
+on = init_device_mesh("cpu", (1,))
+shards, slopes = (distribute_tensor(t.detach(), on, [Replicate()]) for t in (x, weight))
+for given, sharded in [
+    ((x, weight), False),
+    ((x,), False),
+    ((torch.nn.Buffer(x),), False),
+    ((shards, slopes), True),
+    ((fetched, weight), True),
+    ((fetched,), True),
+    ((shards, weight), False),
+    ((x, slopes), False),
+    ((fetched, slopes), False),
+]:
+    kinds = [type(tensor).__name__ for tensor in given]
+    assert is_sharded(*given) == is_distributed(*given) == sharded, kinds
+with torch.autograd.forward_ad.dual_level():
+    assert not is_distributed(shards, slopes) and not functional._is_served(x, weight)
 dist.destroy_process_group()
 print("done")
 """

@@ -65,6 +65,55 @@ sys.exit(main())
 """
 
 
+AUTOCAST_WITHOUT_KERNELS = """
+import copy, torch, prelu_gpu
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(4, 8, 5, 5)
+
+
+def step(model, dtype):
+    saved = {}
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    leaf = x.clone().requires_grad_()
+    model.zero_grad()
+    with torch.autocast("cpu", dtype), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = model(leaf)
+    y.float().square().sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    return [y.detach(), leaf.grad, *gradients], sum(saved.values())
+
+
+for slopes in 1, 8:
+    plain = nn.Sequential(nn.Conv2d(8, 8, 1), nn.PReLU(slopes, init=0.1234))
+    for model in plain, plain[1:]:
+        for dtype in torch.bfloat16, torch.float16:
+            expected, saved = step(model, dtype)
+            given, saved_by_ours = step(prelu_gpu.accelerate(copy.deepcopy(model)), dtype)
+            assert all(map(torch.equal, given, expected)), (slopes, dtype)
+            assert saved_by_ours == saved, (saved_by_ours, saved)
+    for model in (
+        prelu_gpu.PReLU(5 if slopes > 1 else 1, init=0.1234, dim=-1),
+        prelu_gpu.SharedAxesPReLU((8, 5, 5), [2, 3], init=0.1234),
+    ):
+        given, saved_by_ours = step(model, dtype)
+        assert torch.equal(given[0], expected[0]), model
+        compiled, _ = step(torch.compile(model, backend="eager", fullgraph=True), dtype)
+        assert torch.equal(compiled[0], expected[0]), model
+        assert saved_by_ours == 2 * (x.numel() + model.weight.numel()), (model, saved_by_ours)
+print("done")
+"""
+
+
+def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    command = [sys.executable, "-c", AUTOCAST_WITHOUT_KERNELS]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.stdout == "done\n", run.stderr
+
+
 @pytest.mark.parametrize(
     ("setup", "triton", "words"),
     [

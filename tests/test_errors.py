@@ -75,8 +75,10 @@ def test_inputs_of_other_kinds(function, x, words):
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_quantised_and_nested_inputs():
+    with pytest.raises(RuntimeError, match="got a jagged nested tensor"):
+        prelu(torch.nested.nested_tensor([X[0], X[1]], layout=torch.jagged), W[:1])
     with pytest.raises(RuntimeError, match="got a nested tensor"):
-        leaky_relu(torch.nested.nested_tensor([X[0], X[1]], layout=torch.jagged))
+        leaky_relu(torch.nested.nested_tensor([X[0], X[1]]))
     quantised = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
     with pytest.raises(RuntimeError, match="got a quantized tensor"):
         prelu(quantised, W)

@@ -71,3 +71,38 @@ def test_half_precision_input_beside_float32_slopes(device):
     y.sum().backward()
     assert y.dtype == x.grad.dtype == torch.float16
     assert module.weight.grad.dtype == torch.float32
+
+
+def keras(device=None):
+    return prelu_gpu.SharedAxesPReLU((3, 4), [2], init=0.3, device=device)
+
+
+MODULES = {
+    "SharedAxesPReLU": keras,
+    "PReLU": lambda device=None: prelu_gpu.PReLU(3, 0.3, device, dim=-1),
+    "accelerated": lambda device=None: prelu_gpu.accelerate(nn.PReLU(3, 0.3, device)),
+    "restored": lambda device=None: prelu_gpu.restore(prelu_gpu.PReLU(3, 0.3, device)),
+}
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_slopes_from_the_meta_device_are_reset_to_init(make, device):
+    module = make("meta").to_empty(device=device)
+    with torch.no_grad():
+        module.weight.fill_(float("nan"))
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module):
+        again.reset_parameters()
+        expected = make(device).weight
+        assert_same(again.weight.detach(), expected.detach())
+        assert torch.equal(expected, torch.full_like(expected, 0.3))
+        assert again.weight.requires_grad
+
+
+def test_slopes_of_keras_layer_begin_with_init_in_any_dtype(device):
+    module = prelu_gpu.SharedAxesPReLU((3,), init=torch.tensor(0.5), dtype=torch.float16)
+    assert_same(module.weight.detach(), torch.full((3,), 0.5, dtype=torch.float16))
+    assert prelu_gpu.SharedAxesPReLU((3,)).weight.tolist() == [0.0] * 3
+    skipped = nn.utils.skip_init(prelu_gpu.SharedAxesPReLU, (3,), init=0.5, device=device)
+    skipped.reset_parameters()
+    assert skipped.weight.tolist() == [0.5] * 3
+    assert skipped.weight.device.type == device.type

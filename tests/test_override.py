@@ -653,17 +653,26 @@ def test_a_device_that_is_no_type(function, device_given, error, message):
 
 
 def test_a_device_type_without_kernels_is_left_alone_and_named(caplog):
+    """Once a process and device type, not at each block of a loop."""
     before = table()
-    with prelu_gpu.enabled("mps"):
-        assert table() == before
+    for function in (prelu_gpu.enabled, prelu_gpu.enable, prelu_gpu.enabled):
+        for device_type in ("mps", "meta"):
+            with ExitStack() as stack:
+                if function is prelu_gpu.enable:
+                    function(device_type)
+                else:
+                    stack.enter_context(function(device_type))
+                assert table() == before
     assert caplog.messages == [
-        "enable: torch.prelu on mps stays PyTorch's: Triton has no kernels for mps"
+        "enable: torch.prelu on mps stays PyTorch's: Triton has no kernels for mps",
+        "enable: torch.prelu on meta stays PyTorch's: Triton has no kernels for meta",
     ]
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has CUDA's operators")
 def test_a_pytorch_without_cuda_is_named(caplog):
-    prelu_gpu.enable("cuda")
+    for _ in range(2):
+        prelu_gpu.enable("cuda")
     (message,) = caplog.messages
     assert message.startswith("enable: torch.prelu on cuda stays PyTorch's: no kernel for CUDA")
 

@@ -1,6 +1,10 @@
 import copy
 import io
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 import prelu_gpu
+from prelu_gpu import backend
 
 HINT = "; prelu_gpu.enable() serves those that call torch.prelu"
 
@@ -259,3 +264,131 @@ def test_a_root_module_is_named(caplog):
 def test_a_model_that_is_none(function):
     with pytest.raises(TypeError, match=r"must be a torch.nn.Module, not dict\. Pass the model"):
         function({})
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "made_on", "named"),
+    [
+        (None, "cpu", "cpu"),
+        (None, "meta", "cpu"),
+        ("mps", "cpu", "mps"),
+        ("mps", "meta", "mps"),
+        ("cuda", "cpu", None),
+        ("cuda", "meta", None),
+    ],
+)
+def test_accelerate_warns_once_where_no_kernels_serve(
+    accelerator, made_on, named, caplog, monkeypatch
+):
+    """Of a device that a model is made on, and of the accelerator that it goes to from there."""
+
+    def current(check_available):
+        assert check_available, "a PyTorch with CUDA is of no use without a GPU"
+        return accelerator and torch.device(accelerator)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    for _ in range(2):
+        model = nn.Sequential(nn.PReLU(), nn.Linear(2, 2), nn.PReLU(2)).to(made_on)
+        weight_norm(model[2], dim=None)
+        prelu_gpu.accelerate(prelu_gpu.accelerate(model))
+    expected = f"accelerate: no kernels on {named}, PyTorch's operators serve there: Triton has "
+    assert caplog.messages == ([f"{expected}no kernels for {named}"] if named else [])
+    assert all(record.levelname == "WARNING" for record in caplog.records)
+
+
+def test_nothing_is_said_again_and_again_without_kernels():
+    """Of a model on the CPU, in a process whose Triton interprets nothing."""
+    program = """
+import torch, prelu_gpu
+for _ in range(3):
+    model = prelu_gpu.accelerate(torch.nn.Sequential(torch.nn.PReLU(), torch.nn.PReLU(3)))
+    with prelu_gpu.enabled("cpu"):
+        model(torch.randn(2, 3)).sum().backward()
+"""
+    others = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env={**others, "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines() == [
+        "accelerate: no kernels on cpu, PyTorch's operators serve there: Triton has no kernels for "
+        "cpu",
+        "enable: torch.prelu on cpu stays PyTorch's: Triton has no kernels for cpu",
+    ]
+
+
+# Tools that look for torch.nn's classes
+
+
+def picture_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.Conv2d(4, 2, 1), nn.PReLU())
+    return model.eval()
+
+
+def quantised_eagerly(model, x):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model = nn.Sequential(quantization.QuantStub(), model, quantization.DeQuantStub()).eval()
+    model.qconfig = quantization.default_qconfig
+    prepared = quantization.prepare(model)
+    prepared(x)
+    return quantization.convert(prepared)(x)
+
+
+def quantised_by_fx(model, x):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    quantize_fx = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    mapping = quantization.QConfigMapping().set_global(quantization.default_qconfig)
+    prepared = quantize_fx.prepare_fx(model, mapping, (x,))
+    prepared(x)
+    return quantize_fx.convert_fx(prepared)(x)
+
+
+def counted_by_class(model, x):
+    return torch.tensor([float(type(module) is nn.PReLU) for module in model.modules()])
+
+
+def seen_by_a_patched_function(model, x):
+    calls, function = [], nn.functional.prelu
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "prelu", lambda *a: calls.append(a) or function(*a))
+        y = model(x)
+    return torch.tensor(len(calls)), y
+
+
+def turned_to_mkldnn(model, x):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("no MKL-DNN")
+    from torch.utils import mkldnn
+
+    return mkldnn.to_mkldnn(model)(x.to_mkldnn()).to_dense()
+
+
+TOOLS = {
+    "eager quantisation": quantised_eagerly,
+    "FX quantisation": quantised_by_fx,
+    "classes": counted_by_class,
+    "a patched function": seen_by_a_patched_function,
+    "to_mkldnn": turned_to_mkldnn,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("tool", TOOLS.values(), ids=TOOLS)
+def test_restore_brings_back_what_tools_look_for(tool):
+    x = torch.randn(2, 3, 8, 8)
+    expected = tool(picture_network(), x)
+    given = tool(prelu_gpu.restore(prelu_gpu.accelerate(picture_network())), x)
+    torch.testing.assert_close(given, expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_eager_quantisation_of_an_accelerated_model_names_restore():
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match=r"got a quantized tensor.* prelu_gpu\.restore\(model\)"):
+        quantised_eagerly(prelu_gpu.accelerate(picture_network()), x)
