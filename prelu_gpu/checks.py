@@ -20,9 +20,11 @@ _MISMATCH = (
 )
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
+# PyTorch applies to jagged tensors what it knows to be pointwise; of 2.11 this is not.
+_JAGGED = torch.Tag.pointwise in torch.ops.aten.leaky_relu.default.tags
 BESIDE_DENSE = {
     "prelu": ("torch._mkldnn", "quantized"),
-    "leaky_relu": ("jagged nested", "quantized"),
+    "leaky_relu": ("quantized", *["jagged nested"] * _JAGGED),
 }
 """Kinds of tensors that PyTorch's operator computes, beside the dense ones that kernels read."""
 

@@ -143,8 +143,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     forward, and again by the backward: the graph saves the input.
 
     Args:
-        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. Jagged and
-            quantised inputs are computed by PyTorch's operator.
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. Quantised
+            inputs are computed by PyTorch's operator, and jagged ones where it takes them: PyTorch
+            2.13's does, 2.11's does not.
         negative_slope: the slope, exact in float64, else as float32.
         inplace: write the result into ``input`` and save it, not the input, for the backward, which
             then refuses a negative slope, as PyTorch's does.
@@ -155,9 +156,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
     Raises:
         RuntimeError: integer, complex or sparse input, an MKL-DNN or strided nested one, one that
-            is quantised by channel; a slope beyond float32's range for an input that is not
-            float64; in place, what PyTorch refuses to write: a leaf that requires grad, memory that
-            overlaps itself.
+            is quantised by channel, a jagged one that PyTorch does not take; a slope beyond
+            float32's range for an input that is not float64; in place, what PyTorch refuses to
+            write: a leaf that requires grad, memory that overlaps itself.
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
     if (

@@ -157,7 +157,8 @@ def test_leaky_relu_computes_what_pytorch_computes(kind, inplace, module):
     computed = assert_as_pytorch(
         lambda: ours(KINDS[kind]()), lambda: F.leaky_relu(KINDS[kind](), 0.2, inplace)
     )
-    assert computed == (kind in ("quint8", "qint8", "qint32", "jagged", "jagged float64"))
+    if not kind.startswith("jagged"):  # of which PyTorch 2.11 computes none
+        assert computed == (kind in ("quint8", "qint8", "qint32"))
     if computed:
         x = KINDS[kind]()
         y = ours(x)
@@ -207,6 +208,10 @@ def test_slopes_that_torch_prelu_does_not_know_beside_mkldnn(call, given):
 
 def test_jagged_leaky_relu_in_a_graph_is_pytorchs():
     """Its forward; PyTorch has no backward of it."""
+    try:
+        F.leaky_relu(jagged())
+    except NotImplementedError:
+        pytest.skip("no Leaky ReLU of jagged tensors in this PyTorch")
     errors = []
     for function in (F.leaky_relu, leaky_relu):
         x = jagged().requires_grad_()
