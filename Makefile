@@ -38,7 +38,7 @@ test-stacks: .venv-stacks/ready
 mutations: $(ready)
 	$(PYTHON) tests/mutations.py --out $(RESULTS)/mutations.csv $(MUTATION_OPTIONS)
 
-# What the kernels compile to for GPUs that need not be there; the matrix, by three versions of Triton.
+# What the kernels compile to for GPUs that need not be there; the matrix, by four versions of Triton.
 machine-code: $(ready)
 	$(PYTHON) -m benchmarks.machine_code
 

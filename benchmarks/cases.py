@@ -1,7 +1,8 @@
 """What is measured: the cases, their inputs, and whether prelu_gpu computes them right.
 
-Groups: "model", tensors of networks that use PReLU, in the layouts that they use; "curve", sizes
-from 2^10 to 2^28 elements; "awkward", what kernels find hard. "core" are the few that tell most.
+Groups: "model", tensors of networks that use PReLU, in the layouts that they use; "leaky", of
+networks that use Leaky ReLU; "curve", sizes from 2^10 to 2^28 elements; "awkward", what kernels
+find hard. "core" are the few that tell most.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
 x and y's gradient, write x's gradient; a step is a forward and a backward. Slopes are thousands of
 times smaller and not counted."""
 
+FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -31,6 +34,9 @@ DEVICE_BYTES = 2**24
 """Size of x from which device time counts; below it is the time of the whole call."""
 
 H100_MULTIPROCESSORS = 132
+
+NEGATIVE_SLOPE = 0.1
+"""Of Leaky ReLU."""
 
 CHECKED_ELEMENTS = 2**24
 """Elements that are compared in float64 at a time: 128 MiB for each temporary."""
@@ -42,7 +48,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class Inputs(NamedTuple):
-    """One set of inputs; x and weight are leaves that require a gradient."""
+    """One set of inputs; x and weight are leaves that require a gradient.
+
+    Leaky ReLU's weight is its number, for the reference alone.
+    """
 
     x: Tensor
     weight: Tensor
@@ -57,7 +66,7 @@ class Case:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     slope: str = "channel"
-    """"channel" for a slope each, "shared" for one."""
+    """"channel" for a slope each, "shared" for one, "number" for Leaky ReLU."""
     slope_dtype: torch.dtype | None = None
     """None for the tensor's own."""
     layout: str = "contiguous"
@@ -66,6 +75,8 @@ class Case:
     dim: int = 1
     """The dimension of the channels."""
     group: str = "model"
+    inplace: bool = False
+    """Whether Leaky ReLU overwrites x."""
 
     @property
     def shape_name(self) -> str:
@@ -84,13 +95,13 @@ class Case:
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The dtype of the slopes."""
-        return self.slope_dtype or self.dtype
+        """The dtype of the slopes; a number is a float32 in a kernel."""
+        return FLOAT32 if self.slope == "number" else self.slope_dtype or self.dtype
 
     @property
     def channel_dim(self) -> int | None:
-        """The dimension the slope varies over; None for a shared one."""
-        return None if self.slope == "shared" else self.dim % len(self.shape)
+        """The dimension the slope varies over; None for one slope."""
+        return self.dim % len(self.shape) if self.slope == "channel" else None
 
     @property
     def slopes(self) -> int:
@@ -101,6 +112,11 @@ class Case:
     def slope_shape(self) -> list[int]:
         """The slopes' shape as it broadcasts over x."""
         return [-1 if d == self.channel_dim else 1 for d in range(len(self.shape))]
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The operations that are timed: x is a leaf, which only without grad is overwritten."""
+        return ("inference",) if self.inplace else tuple(PASSES)
 
     @property
     def nbytes(self) -> int:
@@ -115,9 +131,13 @@ class Case:
         """A new set of random inputs."""
         weight = torch.empty(self.slopes, dtype=self.weight_dtype, device=device)
         x, grad_y = self._empty(device)
-        return Inputs(
-            x.normal_().requires_grad_(), weight.uniform_(0, 0.5).requires_grad_(), grad_y.normal_()
-        )
+        number = self.slope == "number"
+        weight = weight.fill_(NEGATIVE_SLOPE) if number else weight.uniform_(0, 0.5)
+        return Inputs(x.normal_().requires_grad_(), weight.requires_grad_(), grad_y.normal_())
+
+    def differentiated(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the backward gives gradients of."""
+        return inputs[:1] if self.slope == "number" else inputs[:2]
 
     def plan(self, op: str, rules: Rules) -> Plan:
         """The launch of prelu_gpu's kernel for `op`."""
@@ -160,8 +180,6 @@ def size_curve(slope: str) -> Iterator[Case]:
         yield Case(f"{slope}-2^{exponent}", shape, slope=slope, group="curve")
 
 
-FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
-
 MODELS = (
     # Face recognition, under autocast.
     Case("iresnet", (128, 64, 112, 112), FLOAT16, slope_dtype=FLOAT32),
@@ -198,6 +216,17 @@ MODELS = (
     Case("graph-infomax", (100_000, 512), FLOAT32),
 )
 
+LEAKY = tuple(
+    dataclasses.replace(case, slope="number", group="leaky")
+    for case in (
+        # Medical segmentation, object detection.
+        Case("nnu-net", (12, 32, 512, 512), FLOAT16),
+        Case("nnu-net-in-place", (12, 32, 512, 512), FLOAT16, inplace=True),
+        Case("yolo", (16, 64, 208, 208), FLOAT32),
+        Case("yolo-in-place", (16, 64, 208, 208), FLOAT32, inplace=True),
+    )
+)
+
 CURVES = (*size_curve("shared"), *size_curve("channel"))
 
 AWKWARD = tuple(
@@ -221,7 +250,7 @@ AWKWARD = tuple(
 
 def pick(name: str, dtype: torch.dtype, slope_dtype: torch.dtype | None = None) -> Case:
     """A case of that name in these dtypes."""
-    (case,) = (case for case in (*MODELS, *CURVES, *AWKWARD) if case.name == name)
+    (case,) = (case for case in (*MODELS, *LEAKY, *CURVES, *AWKWARD) if case.name == name)
     return dataclasses.replace(case, dtype=dtype, slope_dtype=slope_dtype)
 
 
@@ -238,6 +267,8 @@ CORE = (
     pick("planes-prime", FLOAT32),
     pick("sliced", FLOAT16),
     pick("mtcnn-pnet", FLOAT32),
+    pick("nnu-net", FLOAT16),
+    pick("nnu-net-in-place", FLOAT16),
 )
 """The cases that tell most: every kind of tile and layout, every dtype, large and tiny."""
 
@@ -247,13 +278,13 @@ CASES = tuple(
             CORE,
             MODELS,
             *(in_dtypes(case, mixed=True) for case in MODELS),
-            *(in_dtypes(case, mixed=False) for case in (*CURVES, *AWKWARD)),
+            *(in_dtypes(case, mixed=False) for case in (*LEAKY, *CURVES, *AWKWARD)),
         )
     )
 )
 """All cases in all dtypes, each once; the most telling first, for runs that are cut off."""
 
-GROUPS = ("core", "model", "curve", "awkward")
+GROUPS = ("core", "model", "leaky", "curve", "awkward")
 
 
 def is_in(case: Case, name: str) -> bool:
@@ -274,26 +305,33 @@ def check(case: Case, device: torch.device) -> list[str]:
     # The results get this memory, so that an element left unwritten is NaN.
     poison = [torch.full_like(x, math.nan) for _ in range(2)]
     del poison
-    y = prelu_gpu.prelu(x, weight, dim=case.dim)
-    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad_y)
+    y = _activation(case, x, weight)
+    grad_x, *grad_weight = torch.autograd.grad(y, case.differentiated(inputs), grad_y)
 
     with torch.no_grad():
         expected = prelu_along(case.dim, x.to(weight.dtype), weight).to(x.dtype)
         wrong_y = _count(_bits(y) != _bits(expected))
-        without_grad = prelu_gpu.prelu(x, weight, dim=case.dim)
+        without_grad = _activation(case, x, weight)
         wrong_without_grad = _count(_bits(without_grad) != _bits(expected))
         del expected, without_grad
-        wrong_grad_x, wrong_grad_weight = _check_gradients(case, inputs, grad_x, grad_weight)
+        wrong_grad_x, wrong_grad_weight = _check_gradients(case, inputs, grad_x, *grad_weight)
     return [
         f"{what}: {wrong} of {tensor.numel()} elements are wrong"
         for what, wrong, tensor in (
             ("forward", wrong_y, y),
             ("forward without grad", wrong_without_grad, y),
             ("input gradient", wrong_grad_x, grad_x),
-            ("slope gradient", wrong_grad_weight, grad_weight),
+            ("slope gradient", wrong_grad_weight, weight),
         )
         if wrong
     ]
+
+
+def _activation(case: Case, x: Tensor, weight: Tensor) -> Tensor:
+    """Y by prelu_gpu; in place, a copy of x that is overwritten."""
+    if case.slope == "number":
+        return prelu_gpu.leaky_relu(x.clone() if case.inplace else x, NEGATIVE_SLOPE, case.inplace)
+    return prelu_gpu.prelu(x, weight, dim=case.dim)
 
 
 def prelu_along(dim: int, x: Tensor, weight: Tensor) -> Tensor:
@@ -304,7 +342,7 @@ def prelu_along(dim: int, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _check_gradients(
-    case: Case, inputs: Inputs, grad_x: Tensor, grad_weight: Tensor
+    case: Case, inputs: Inputs, grad_x: Tensor, grad_weight: Tensor | None = None
 ) -> tuple[int, int]:
     """How many elements of the gradients are wrong; some rows of x at a time."""
     rows = max(1, CHECKED_ELEMENTS // (grad_x.numel() // grad_x.shape[0]))
@@ -319,6 +357,8 @@ def _check_gradients(
         sums += products.sum_to_size(slopes.shape)
         squares += products.square().sum_to_size(slopes.shape)
 
+    if grad_weight is None:
+        return wrong_grad_x, 0
     summands = grad_x.numel() // grad_weight.numel()
     summing = torch.finfo(torch.float32).eps * (summands * squares).sqrt()
     tolerance = _rounding(sums, grad_weight.dtype) + summing

@@ -161,6 +161,9 @@ CASES = {
 }
 
 
+NEGATIVE_SLOPE = 0.1
+"""Of Leaky ReLU; not a number that Triton makes code of its own for."""
+
 ONE_OF_EACH_KIND = ("flat", "plane", "column-7x7", "odd-plane")
 
 
@@ -173,11 +176,15 @@ class Op(enum.Enum):
     """The backward of x alone."""
     SLOPE = "slope"
     """The backward of the slope alone."""
+    LEAKY_FORWARD = "leaky-forward"
+    """Leaky ReLU's, as the two below: one number is the slope of every channel."""
+    LEAKY_IN_PLACE = "leaky-in-place"
+    LEAKY_BACKWARD = "leaky-backward"
 
     @property
     def inputs(self) -> int:
         """Tensors of x's size that are read."""
-        return 1 if self is Op.FORWARD else 2
+        return 1 if self in (Op.FORWARD, Op.LEAKY_FORWARD, Op.LEAKY_IN_PLACE) else 2
 
     @property
     def passes(self) -> int:
@@ -342,11 +349,18 @@ def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
     weight = torch.empty(slopes, dtype=getattr(torch, kernel.weight_dtype), device="meta")
     triton.runtime.driver.set_active(CompileOnly(gpu.target))
     with mock.patch.multiple(launch, rules=rules, run=run):
-        if op is Op.FORWARD:
-            launch.prelu_forward(x, weight, case.channel_dim)
-        else:
-            needs = op is not Op.SLOPE, op is not Op.FROZEN
-            launch.prelu_backward(x, x, weight, case.channel_dim, needs)
+        match op:
+            case Op.FORWARD:
+                launch.prelu_forward(x, weight, case.channel_dim)
+            case Op.LEAKY_FORWARD:
+                launch.leaky_relu_forward(x, NEGATIVE_SLOPE)
+            case Op.LEAKY_IN_PLACE:
+                launch.leaky_relu_forward_(x, NEGATIVE_SLOPE)
+            case Op.LEAKY_BACKWARD:
+                launch.leaky_relu_backward(x, x, NEGATIVE_SLOPE)
+            case _:
+                needs = op is not Op.SLOPE, op is not Op.FROZEN
+                launch.prelu_backward(x, x, weight, case.channel_dim, needs)
     (only,) = launches
     return only
 

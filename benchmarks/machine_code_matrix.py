@@ -1,6 +1,6 @@
 """Checks the contract of the machine code (tests/test_machine_code.py) with several Tritons.
 
-    python -m benchmarks.machine_code_matrix                     3.6.0, 3.7.1 and 3.9.0
+    python -m benchmarks.machine_code_matrix                     3.6.0, 3.7.1, 3.8.0 and 3.9.0
     python -m benchmarks.machine_code_matrix --triton 3.8.0
     MACHINE_CODE=full python -m benchmarks.machine_code_matrix   every kernel: minutes a version
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.machine_code_matrix",
         description="The contract of the machine code, with several versions of Triton.",
     )
-    parser.add_argument("--triton", nargs="+", default=["3.6.0", "3.7.1", "3.9.0"])
+    parser.add_argument("--triton", nargs="+", default=["3.6.0", "3.7.1", "3.8.0", "3.9.0"])
     parser.add_argument("--out", type=Path, default=Path("out/triton"), help="where they go")
     options = parser.parse_args(arguments)
 

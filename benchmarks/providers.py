@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prelu_gpu
-from benchmarks.cases import PASSES, Case, Inputs, prelu_along
+from benchmarks.cases import NEGATIVE_SLOPE, PASSES, Case, Inputs, prelu_along
 from benchmarks.program import first_line
 from benchmarks.timing import Call
 
@@ -24,14 +24,17 @@ class ProviderError(Exception):
 
 def provide_prelu_gpu(case: Case, op: str, sets: list[Inputs]) -> Call:
     """This package."""
+    if case.slope == "number":
+        module = prelu_gpu.LeakyReLU(NEGATIVE_SLOPE, case.inplace)
+        return _call(case, op, sets, _with_number(prelu_gpu.leaky_relu), module)
     prelu = prelu_gpu.prelu if case.dim == 1 else partial(prelu_gpu.prelu, dim=case.dim)
     module = _with_slopes(prelu_gpu.PReLU(case.slopes, dim=case.dim), sets)
-    return _call(op, sets, prelu, module)
+    return _call(case, op, sets, prelu, module)
 
 
 def provide_eager(case: Case, op: str, sets: list[Inputs]) -> Call:
     """PyTorch's operator and module."""
-    return _call(op, sets, *_torch_prelu(case, sets))
+    return _call(case, op, sets, *_torch_prelu(case, sets))
 
 
 def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
@@ -42,7 +45,7 @@ def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
         return prelu(x, weight)
 
     compiled = [torch.compile(what, dynamic=False) for what in (function, module)]
-    return _tried(lambda: _call(op, sets, *compiled))
+    return _tried(lambda: _call(case, op, sets, *compiled))
 
 
 def provide_copy(case: Case, op: str, sets: list[Inputs]) -> Call:
@@ -99,8 +102,8 @@ COMPILERS = ("compile", "jax")
 
 
 def serves(provider: str, case: Case) -> bool:
-    """Whether a provider knows the case's layout: JAX has but one."""
-    return provider != "jax" or case.layout == "contiguous"
+    """Whether a provider knows the case: of JAX, contiguous PReLU alone."""
+    return provider != "jax" or (case.layout == "contiguous" and case.slope != "number")
 
 
 def jax_obstacle(device: torch.device) -> str | None:
@@ -129,6 +132,7 @@ WAITS = {"jax": wait_for_jax}
 
 
 def _call(
+    case: Case,
     op: str,
     sets: list[Inputs],
     prelu: Callable[[Tensor, Tensor], Tensor],
@@ -143,14 +147,16 @@ def _call(
         return module(sets[number].x)
 
     def backward(number: int) -> tuple[Tensor, ...]:
-        x, weight, grad_y = sets[number]
-        return torch.autograd.grad(outputs[number], (x, weight), grad_y, retain_graph=True)
+        return torch.autograd.grad(
+            outputs[number], leaves[number], sets[number].grad_y, retain_graph=True
+        )
 
     def step(number: int) -> tuple[Tensor, ...]:
         x, weight, grad_y = sets[number]
         y = prelu(x, weight)
-        return y, *torch.autograd.grad(y, (x, weight), grad_y)
+        return y, *torch.autograd.grad(y, leaves[number], grad_y)
 
+    leaves = [case.differentiated(inputs) for inputs in sets]
     # The graphs are kept, so that a timed backward holds nothing of the forward.
     outputs = [forward(number) for number in range(len(sets))] if op == "backward" else []
     return {"forward": forward, "backward": backward, "inference": inference, "step": step}[op]
@@ -172,10 +178,17 @@ def _adapted_prelu(dim: int, x: Tensor, weight: Tensor) -> Tensor:
     return prelu_along(dim, x, weight.to(x.dtype))
 
 
+def _with_number(leaky_relu: Callable[[Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    """Leaky ReLU, called as PReLU is."""
+    return lambda x, weight: leaky_relu(x, NEGATIVE_SLOPE)
+
+
 def _torch_prelu(
     case: Case, sets: list[Inputs]
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], nn.Module]:
     """PyTorch's own function and module, with nothing around them where none is needed."""
+    if case.slope == "number":
+        return _with_number(F.leaky_relu), nn.LeakyReLU(NEGATIVE_SLOPE, case.inplace)
     if case.dtype == case.weight_dtype and (case.dim == 1 or case.slope == "shared"):
         return F.prelu, _with_slopes(nn.PReLU(case.slopes), sets)
     return partial(_adapted_prelu, case.dim), _with_slopes(_AdaptedPReLU(case), sets)

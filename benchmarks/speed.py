@@ -1,4 +1,4 @@
-"""Times prelu_gpu's operators on a GPU beside torch.nn.PReLU, torch.compile, XLA and a copy.
+"""Times prelu_gpu's operators on a GPU beside PyTorch's, torch.compile, XLA and a copy.
 
     python -m benchmarks --core --results DIR         times the cases that tell most
     python -m benchmarks --results DIR --minutes 7    times all, most telling first, or goes on
@@ -137,7 +137,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; the cases it selects are `cases`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time prelu_gpu beside torch.nn.PReLU, torch.compile, XLA and a copy.",
+        description="Time prelu_gpu beside PyTorch, torch.compile, XLA and a copy.",
         epilog="python -m benchmarks {training,tune,report} --help tells of these.",
     )
     add = parser.add_argument
@@ -242,7 +242,7 @@ def remaining(
     finished = {tuple(row[column] for column in columns) for row in rows}
     for compiling, case in itertools.product((False, True), cases):
         key = case.name, case.dtype_name, case.slope_dtype_name
-        for op in settings.ops:
+        for op in (op for op in settings.ops if op in case.ops):
             providers = tuple(
                 name
                 for name in settings.providers
@@ -375,11 +375,12 @@ def results_table(rounds: int) -> Table:
         ],
         title=f"Caches cold from 1 MiB on, providers in turn, medians of {rounds} rounds; IQR is "
         "the spread of the device time",
-        caption="eager: torch.nn.functional.prelu, compile: the same under torch.compile, a "
-        "float32 slope beside a half-precision input cast as autocast does; inference: the modules "
-        "without grad. copy: moves as many bytes as the operation. x eager: by device "
-        "time where x has 16 MiB or more, else by call time. Device times of x below 1 MiB are of "
-        "CUDA-graph replays. jax: whole calls alone, contiguous tensors alone.",
+        caption="eager: torch.nn.functional's prelu, or leaky_relu where the slope is a number; "
+        "compile: the same under torch.compile, a float32 slope beside a half-precision input cast "
+        "as autocast does; inference: the modules without grad. copy: moves as many bytes as the "
+        "operation. x eager: by device time where x has 16 MiB or more, else by call "
+        "time. Device times of x below 1 MiB are of CUDA-graph replays. jax: whole calls alone, "
+        "PReLU of contiguous tensors alone.",
     )
 
 

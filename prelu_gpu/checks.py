@@ -20,11 +20,12 @@ _MISMATCH = (
 )
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
-# PyTorch applies to jagged tensors what it knows to be pointwise; of 2.11 this is not.
-_JAGGED = torch.Tag.pointwise in torch.ops.aten.leaky_relu.default.tags
 BESIDE_DENSE = {
     "prelu": ("torch._mkldnn", "quantized"),
-    "leaky_relu": ("quantized", *["jagged nested"] * _JAGGED),
+    # PyTorch applies to jagged tensors what is tagged as pointwise: from torch 2.13 on.
+    "leaky_relu": ("quantized", "jagged nested")
+    if torch.Tag.pointwise in torch.ops.aten.leaky_relu.default.tags
+    else ("quantized",),
 }
 """Kinds of tensors that PyTorch's operator computes, beside the dense ones that kernels read."""
 

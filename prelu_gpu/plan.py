@@ -23,6 +23,9 @@ CHANNELS_LIMIT = 2**31 - 1
 COLUMNS_LIMIT = 2**30
 """Columns are numbered in 32 bits, the padding of the last tile included."""
 
+SMALLEST_BLOCK = 2
+"""The compiler of triton 3.6 fails an assertion on an unmasked access to a block of one element."""
+
 UNBOUNDED = 2**63 - 1
 
 FULL_TILE = 0.95
@@ -373,7 +376,7 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
             "torch.prelu takes more."
         )
     vector = _vector(view, itemsize)
-    block = min(rules.plane.size // itemsize, max(vector, _next_power_of_2(inner)))
+    block = min(rules.plane.size // itemsize, max(vector, _block(inner)))
     tiles = _ceil_div(inner, block)
     splits = rules.plane.programs // channels
     outer_splits = _even(outer, min(splits, GRID_LIMIT))
@@ -453,7 +456,7 @@ def sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     splits, channels, inner = partials
     tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
     channel_block = min(_next_power_of_2(channels), widest)
-    term_block = min(_next_power_of_2(splits * inner), tile // channel_block)
+    term_block = min(_block(splits * inner), tile // channel_block)
     return Launch(
         grid=(_ceil_div(channels, channel_block),),
         num_warps=4,
@@ -506,11 +509,9 @@ def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     while step > 1 and step * row > rules.partials and _is_short(view, whole):
         step //= 2
     vector = step * unfolded
-    block = min(
-        rules.column.size // itemsize // rules.column.rows, _next_power_of_2(view.outer * row)
-    )
+    block = min(rules.column.size // itemsize // rules.column.rows, _block(view.outer * row))
     if view.gaps:
-        return 1, unfolded, min(block, _next_power_of_2(row))
+        return 1, unfolded, min(block, _block(row))
     fold = view.outer // step * step
     # Rows of 1 / (1 - FULL_TILE) tiles are full whatever their length.
     for tiles in range(1, 21):
@@ -520,7 +521,7 @@ def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
         if narrow * row <= tiles * block or tiles == 20:
             fold = narrow
             break
-    return fold, vector, min(block, _next_power_of_2(fold * row))
+    return fold, vector, min(block, _block(fold * row))
 
 
 def _even(steps: int, splits: int) -> int:
@@ -528,6 +529,11 @@ def _even(steps: int, splits: int) -> int:
     if steps <= 1 or splits <= 1:
         return 1
     return _ceil_div(steps, _ceil_div(steps, splits))
+
+
+def _block(n: int) -> int:
+    """The smallest block that holds n elements."""
+    return max(SMALLEST_BLOCK, _next_power_of_2(n))
 
 
 def _ceil_div(a: int, b: int) -> int:

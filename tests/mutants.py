@@ -167,6 +167,8 @@ def changed_calls(call: ast.Call) -> Iterator[ast.expr]:
         yield from (args[1], args[2], called(args[0], args[2], args[1]))
     elif name == "tl.zeros":
         yield called(args[0], ast.Constant(1), *args[1:], function="tl.full")
+    elif name == "tl.full":
+        yield called(args[0], *args[2:], function="tl.zeros")
     elif name == "range":
         if len(args) > 1:
             yield called(ast.Constant(0), *args[1:])

@@ -41,6 +41,8 @@ SMALL_LAYOUTS = [
     Case("offset", (2, 6, 5, 8), torch.float16, layout="offset"),
     Case("features", (2, 5, 16), torch.bfloat16, slope_dtype=torch.float32, dim=-1),
     Case("one row", (61,), torch.float32, slope="shared"),
+    Case("leaky", (2, 6, 5, 8), torch.float16, slope="number"),
+    Case("leaky in place", (2, 6, 5, 8), torch.bfloat16, slope="number", inplace=True),
 ]
 RUN = results.Run("2026-01-01", "abc", "Some GPU (80 GB)", "1.2", "2.11", "3.6")
 NO_TIMES = ("0", "-1", "soon", "nan", "inf")
@@ -224,18 +226,20 @@ def test_every_case_is_there_once_in_every_dtype():
     mixed = [(dtype, torch.float32) for dtype in (torch.bfloat16, torch.float16)]
     for case in CASES:
         expected = same + mixed if case.group == "model" else same
+        if case.slope == "number":
+            expected = [same[0], *mixed]
         assert sorted(pairs[case.name], key=str) == sorted(expected, key=str), case.name
         assert case.shape_name == CASES[[c.name for c in CASES].index(case.name)].shape_name
 
 
 def test_the_most_telling_cases_come_first():
-    assert len(CORE) == 12
-    assert CASES[:12] == CORE
-    groups = [case.group for case in CASES[12:]]
-    assert groups == sorted(groups, key=["model", "curve", "awkward"].index)
+    assert len(CORE) == 14
+    assert CASES[:14] == CORE
+    groups = [case.group for case in CASES[14:]]
+    assert groups == sorted(groups, key=["model", "leaky", "curve", "awkward"].index)
     # Every model in its usual dtype before any in another.
     names = {case.name for case in cases.MODELS}
-    assert {case.name for case in CASES[: 12 + len(names)] if case.group == "model"} == names
+    assert {case.name for case in CASES[: 14 + len(names)] if case.group == "model"} == names
 
 
 @pytest.mark.parametrize("slope", ["shared", "channel"])
@@ -343,13 +347,49 @@ def test_inference_is_that_of_the_modules(monkeypatch):
     assert PROVIDERS["prelu_gpu"](SMALL[2], "inference", sets)(0) == "ours"
 
 
-@pytest.mark.parametrize("case", SMALL_LAYOUTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SMALL_LAYOUTS[:-1], ids=lambda case: case.name)
 def test_providers_compute_the_same(case):
     sets = [case.inputs(torch.device("cpu")) for _ in range(2)]
-    for op in PASSES:
+    for op in case.ops:
         # A module has one set of slopes.
         used = [inputs._replace(weight=sets[0].weight) for inputs in sets]
         assert_same(case, op, PROVIDERS["prelu_gpu"](case, op, used), used)
+
+
+@pytest.mark.parametrize("name", ["prelu_gpu", "eager"])
+def test_leaky_relu_in_place_overwrites_its_input(name):
+    case = SMALL_LAYOUTS[-1]
+    assert case.ops == ("inference",)
+    sets = [case.inputs(torch.device("cpu"))]
+    x = sets[0].x.detach().clone()
+    with torch.no_grad():
+        y = PROVIDERS[name](case, "inference", sets)(0)
+    assert y is sets[0].x
+    expected = F.leaky_relu(x, cases.NEGATIVE_SLOPE)
+    assert torch.equal(y, expected)
+    assert not torch.equal(y, x)
+
+
+def test_only_operations_that_a_case_has_are_timed(quick_kernels, tmp_path):
+    run(SMALL_LAYOUTS[-1:], tmp_path)
+    ops = [(row["op"], row["slope"], row["provider"]) for row in read(tmp_path / "fake-gpu.csv")]
+    assert ops == [("inference", "number", name) for name in TORCH]
+
+
+@pytest.mark.parametrize("case", SMALL_LAYOUTS[-2:], ids=lambda case: case.name)
+def test_the_gate_is_red_where_leaky_relu_is_wrong(case, monkeypatch, device):
+    leaky_relu = prelu_gpu.leaky_relu
+
+    def wrong(x, negative_slope, inplace):
+        return leaky_relu(x, 1.01 * negative_slope, inplace)
+
+    monkeypatch.setattr(prelu_gpu, "leaky_relu", wrong)
+    mistakes = check(case, device)
+    assert [mistake.split(":")[0] for mistake in mistakes] == [
+        "forward",
+        "forward without grad",
+        "input gradient",
+    ]
 
 
 @pytest.mark.parametrize("case", SMALL_LAYOUTS[:1], ids=lambda case: case.name)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
+triton = pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
 if sys.platform != "linux":
     pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
 
@@ -34,6 +34,8 @@ KINDS = {
     "sliced-column": "column",
 }
 OPS = ("forward", "backward")
+READ_ONCE = ("forward", "leaky-forward", "leaky-in-place")
+"""Operations that read one tensor of x's size; the others read two."""
 DTYPES = (
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),
@@ -43,48 +45,101 @@ DTYPES = (
 )
 """Dtypes of x and of the slope."""
 
-FEWER_LOADS = {
-    ("sm_80", "flat", "forward", 16): 3,
-    ("sm_80", "flat", "backward", 16): 2,
-    ("sm_80", "plane", "forward", 16): 2,
-    ("sm_80", "plane", "backward", 16): 2,
-    ("sm_80", "odd plane", "forward", 16): 2,
-    ("sm_80", "odd plane", "backward", 16): 2,
-    ("sm_80", "column", "forward", 16): 2,
-    ("sm_80", "column", "backward", 16): 2,
-    ("sm_80", "column", "backward", 32): 3,
-    ("sm_90", "flat", "backward", 16): 3,
-    ("sm_90", "plane", "forward", 16): 2,
-    ("sm_90", "plane", "backward", 16): 2,
-    ("sm_90", "column", "forward", 16): 2,
-    ("sm_90", "column", "backward", 16): 2,
-    ("sm_90", "column", "backward", 32): 3,
-    ("sm_90", "column", "frozen", 16): 2,
-    ("sm_90", "column", "slope", 16): 2,
-    ("sm_90", "column", "slope", 32): 2,
-    ("sm_100", "plane", "forward", 16): 2,
-    ("sm_100", "plane", "backward", 16): 2,
-    ("sm_100", "odd plane", "forward", 16): 2,
-    ("sm_100", "column", "forward", 16): 2,
-    ("sm_100", "column", "backward", 16): 2,
-    ("sm_100", "column", "backward", 32): 3,
-}
-"""Loads of four that stand before the first use, by target, tile, operation and bits of x.
+PINNED = "3.7.1"
+"""The triton of constraints.txt. For it the exceptions below are exact: what does better than they
+say fails like what does worse."""
 
-In the code that Triton hands to NVIDIA's assembler all four do. The assembler moves some behind the
-arithmetic of the first, though its registers would do: mostly where 16 bits are unpacked, where
-slopes differ between a lane's elements, and on sm_80, which has no bfloat16 arithmetic. Which ones
-changes with its version; these are the fewest that triton 3.6, 3.7 and 3.9 leave.
+FEWER_LOADS = {
+    ("sm_80", "flat", "backward", 16): (3, "flat", "float16", "float32"),
+    ("sm_80", "plane", "forward", 16): (3, "plane", "bfloat16", "float32"),
+    ("sm_80", "plane", "backward", 16): (2, "plane", "bfloat16", "bfloat16"),
+    ("sm_80", "plane", "leaky-forward", 16): (3, "sliced-flat", "bfloat16", "bfloat16"),
+    ("sm_80", "odd plane", "forward", 16): (2, "odd-plane", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "forward", 16): (2, "column-7x7", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "backward", 16): (2, "column-7x7", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "backward", 32): (3, "sliced-column", "float32", "float32"),
+    ("sm_80", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "leaky-backward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "leaky-backward", 32): (2, "sliced-column", "float32", "float32"),
+    ("sm_90", "plane", "backward", 16): (2, "sliced-flat", "bfloat16", "bfloat16"),
+    ("sm_90", "column", "forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("sm_90", "column", "backward", 16): (2, "sliced-column", "float16", "float16"),
+    ("sm_90", "column", "frozen", 16): (3, "column-channels-last", "bfloat16", "bfloat16"),
+    ("sm_90", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("sm_90", "column", "leaky-backward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("sm_100", "plane", "forward", 16): (2, "plane", "bfloat16", "float32"),
+    ("sm_100", "plane", "backward", 16): (2, "sliced-flat", "bfloat16", "bfloat16"),
+    ("sm_100", "plane", "leaky-forward", 16): (2, "sliced-flat", "bfloat16", "bfloat16"),
+    ("sm_100", "odd plane", "forward", 16): (2, "odd-plane", "bfloat16", "float32"),
+    ("sm_100", "column", "forward", 16): (2, "column-7x7", "bfloat16", "float32"),
+    ("sm_100", "column", "backward", 16): (2, "column-7x7", "bfloat16", "float32"),
+    ("sm_100", "column", "backward", 32): (3, "sliced-column", "float32", "float32"),
+    ("sm_100", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("sm_100", "column", "leaky-backward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+}
+"""Tiles that load less of themselves before the first use: by target, tile, operation and bits of
+x, the loads of the worst kernel, and which one that is.
+
+In the code that Triton hands to NVIDIA's assembler all loads stand first. The assembler moves some
+behind the arithmetic of the first, though its registers would do: mostly where 16 bits are
+unpacked, where slopes differ between a lane's elements, and on sm_80, which has no bfloat16
+arithmetic.
 """
 
+MORE_INSTRUCTIONS = {
+    ("sm_100", "column", "backward", 16): (13.5, "sliced-column", "bfloat16", "float32"),
+}
+"""Tiles that take half of the budget of instructions per element or more, and the worst kernel's:
+slopes and sums are each element's own."""
 
-MORE_INSTRUCTIONS = {("sm_100", "column", "backward", 16): 14.0}
-"""Instructions per element, where not less than half of the budget: 13.2 here. Slopes and sums are
-each element's own. Over it are folded columns by triton 3.6, and sliced ones with float32 slopes by
-3.6 and 3.7."""
+VERSION = ".".join(triton.__version__.split(".")[:2])
 
-SPILLED_BYTES = {("sm_80", "sliced-column", "forward", "float16", "float16"): 8}
-"""By triton 3.9 alone."""
+# What other versions of Triton do worse than the pinned one: the fewest loads and the most
+# instructions of a tile, the bytes of a kernel.
+OTHER_LOADS = {
+    "3.6": {
+        ("sm_80", "plane", "forward", 16): 2,
+        ("sm_80", "plane", "leaky-forward", 16): 2,
+    },
+    "3.8": {
+        ("sm_80", "flat", "forward", 16): 3,
+        ("sm_80", "flat", "backward", 16): 2,
+        ("sm_80", "flat", "leaky-forward", 16): 3,
+        ("sm_80", "flat", "leaky-in-place", 16): 3,
+        ("sm_80", "plane", "forward", 16): 2,
+        ("sm_80", "plane", "leaky-forward", 16): 2,
+        ("sm_80", "plane", "leaky-backward", 16): 2,
+        ("sm_80", "odd plane", "backward", 16): 2,
+        ("sm_90", "flat", "backward", 16): 2,
+        ("sm_90", "column", "frozen", 16): 2,
+    },
+    "3.9": {
+        ("sm_80", "flat", "forward", 16): 3,
+        ("sm_80", "flat", "backward", 16): 2,
+        ("sm_80", "flat", "leaky-forward", 16): 3,
+        ("sm_80", "flat", "leaky-in-place", 16): 3,
+        ("sm_80", "plane", "forward", 16): 2,
+        ("sm_80", "plane", "leaky-forward", 16): 2,
+        ("sm_80", "plane", "leaky-backward", 16): 2,
+        ("sm_80", "odd plane", "backward", 16): 2,
+        ("sm_90", "flat", "backward", 16): 3,
+        ("sm_90", "column", "frozen", 16): 2,
+        ("sm_90", "column", "backward", 32): 3,
+        ("sm_90", "column", "leaky-backward", 32): 2,
+    },
+}.get(VERSION, {})
+
+OTHER_INSTRUCTIONS = {
+    "3.6": {("sm_100", "column", "backward", 16): 13.9},
+}.get(VERSION, {})
+
+SPILLED_BYTES = {
+    "3.8": {("sm_80", "sliced-column", "forward", "float16", "float16"): 8},
+    "3.9": {
+        ("sm_80", "sliced-column", "forward", "float16", "float16"): 8,
+        ("sm_100", "sliced-column", "leaky-forward", "float16", "float16"): 8,
+    },
+}.get(VERSION, {})
 
 
 def covering_kernels():
@@ -108,8 +163,37 @@ def partial_backwards():
         yield ("sm_90", case, op, *dtypes)
 
 
+def leaky_relus(full):
+    """A number for a slope: dense tensors are one row, slices are rows; in place, dense ones."""
+    ops = {
+        "leaky-forward": ("flat", "flat-prime", "sliced-flat", "sliced-column"),
+        "leaky-in-place": ("flat", "flat-prime"),
+        "leaky-backward": ("flat", "flat-prime", "sliced-flat", "sliced-column"),
+    }
+    for (t, target), (o, op) in itertools.product(*map(enumerate, (TARGETS, ops))):
+        for c, case in enumerate(ops[op]):
+            for dtypes in DTYPES[:3] if full else [DTYPES[(t + o + c) % 3]]:
+                yield (target, case, op, *dtypes)
+
+
+def exceptional_kernels():
+    for exceptions in (FEWER_LOADS, MORE_INSTRUCTIONS):
+        for (target, _, op, _), (_, case, *dtypes) in exceptions.items():
+            yield (target, case, op, *dtypes)
+    yield from SPILLED_BYTES
+
+
 FULL = os.environ.get("MACHINE_CODE") == "full"
-KERNELS = [*(all_kernels() if FULL else covering_kernels()), *partial_backwards()]
+KERNELS = list(
+    dict.fromkeys(
+        [
+            *(all_kernels() if FULL else covering_kernels()),
+            *partial_backwards(),
+            *leaky_relus(FULL),
+            *exceptional_kernels(),
+        ]
+    )
+)
 
 
 def compiled(program, data=""):
@@ -166,11 +250,11 @@ def test_hot_loops_access_128_bits_at_a_time(report):
 
 
 def test_hot_loops_load_every_input_of_a_tile_and_store_every_output(report):
-    stores_per_tile = {"forward": 1, "backward": 1 / 2, "frozen": 1 / 2, "slope": 0}
+    op = report["kernel"]["op"]
+    stores_per_load = 0 if op == "slope" else 1 if op in READ_ONCE else 1 / 2
     for loop in report["loops"]:
         assert len(loop["load_bits"]) == report["tile_loads"]
-        stores = stores_per_tile[report["kernel"]["op"]] * report["tile_loads"]
-        assert len(loop["store_bits"]) == stores
+        assert len(loop["store_bits"]) == stores_per_load * report["tile_loads"]
 
 
 def tile_of(report):
@@ -180,24 +264,51 @@ def tile_of(report):
     return kernel["target"], report["kind"], kernel["op"], bits
 
 
+def fewest_loads(report):
+    return min(loop["loads_in_flight"] for loop in report["loops"])
+
+
+def most_instructions(report):
+    return max(loop["instructions"] / loop["elements"] for loop in report["loops"])
+
+
 def test_hot_loops_load_a_tile_before_they_use_it(report):
-    for loop in report["loops"]:
-        assert loop["loads_in_flight"] >= FEWER_LOADS.get(tile_of(report), report["tile_loads"])
+    tile = tile_of(report)
+    pinned, *_ = FEWER_LOADS.get(tile, (report["tile_loads"],))
+    assert fewest_loads(report) >= min(pinned, OTHER_LOADS.get(tile, pinned))
 
 
 def test_nothing_spills(report):
-    allowed = SPILLED_BYTES.get(tuple(report["kernel"].values()), 0)
-    assert report["spilled_bytes"] <= allowed
+    assert report["spilled_bytes"] <= SPILLED_BYTES.get(tuple(report["kernel"].values()), 0)
+
+
+def test_instructions_take_less_than_half_of_the_time_of_memory(report):
+    tile, instructions = tile_of(report), most_instructions(report)
+    pinned, *_ = MORE_INSTRUCTIONS.get(tile, (0,))
+    exception = max(pinned, OTHER_INSTRUCTIONS.get(tile, 0))
+    assert instructions < report["issue_budget"] / 2 or round(instructions, 1) <= exception
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+@pytest.mark.parametrize(
+    ("exceptions", "measure"), [(FEWER_LOADS, fewest_loads), (MORE_INSTRUCTIONS, most_instructions)]
+)
+def test_exceptions_are_exact(reports, exceptions, measure):
+    measured = {}
+    for tile, (_, case, *dtypes) in exceptions.items():
+        report = reports[(tile[0], case, tile[2], *dtypes)]
+        assert tile_of(report) == tile
+        measured[tile] = (round(measure(report), 1), case, *dtypes)
+    assert measured == exceptions
+
+
+def test_the_pinned_version_is_the_one_that_make_installs():
+    constraints = Path(__file__).parents[1] / "constraints.txt"
+    assert f"triton=={PINNED}" in constraints.read_text().splitlines()
 
 
 def test_loops_divide_by_nothing_that_is_unknown_until_run_time(report):
     assert report["divisions"] == []
-
-
-def test_instructions_take_less_than_half_of_the_time_of_memory(report):
-    for loop in report["loops"]:
-        limit = MORE_INSTRUCTIONS.get(tile_of(report), report["issue_budget"] / 2)
-        assert loop["instructions"] / loop["elements"] < limit
 
 
 def test_divisions_are_found_in_loops_only_and_not_by_constants():
@@ -243,3 +354,15 @@ def test_a_barrier_stands_between_a_programs_partial_sum_and_its_count():
     count = steps.index("tt.atomic_rmw add, acq_rel, gpu")
     assert steps[count - 2] == "tt.store"
     assert steps[count - 1].endswith(".barrier")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_lets_a_compiler_take_x_and_y_for_different_memory(target):
+    """In place they are one: a load from a cache of what nobody writes, or behind a store."""
+    code = compiled(
+        f"kernel = Kernel('{target}', 'flat', 'leaky-in-place', 'float32', 'float32')\n"
+        "_, kernel = compile_launch(kernel)\n"
+        "print(kernel.asm['llir'], kernel.asm.get('ptx', 'no PTX'))"
+    )
+    assert "plane_forward" in code
+    assert not re.search(r"\bnoalias\b|invariant\.load|ld\.global\S*\.nc\b", code)

@@ -13,7 +13,7 @@ pytest.importorskip("hypothesis")
 pytest.importorskip("rich")
 
 from mutants import Mutant, mutants_of
-from mutations import Stage, reasons, run
+from mutations import EQUIVALENT, Stage, reasons, run
 
 KERNELS = sorted((Path(__file__).parents[1] / "kernels").glob("*.py"))
 
@@ -21,7 +21,7 @@ SAMPLE = '''
 @triton.jit
 def kernel(x_ptr, y_ptr, n, mask, BLOCK: tl.constexpr):
     """At least 1 line."""
-    total = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32) + tl.full((BLOCK,), n, tl.float32)
     for first in range(tl.program_id(2), n, BLOCK):
         x = tl.load(x_ptr + first // 2, mask=mask, other=0.0)
         total += tl.sum(x, axis=0).to(tl.float32)
@@ -41,6 +41,7 @@ def changes(source):
     "change",
     [
         "tl.zeros((BLOCK,), tl.float32) -> tl.full((BLOCK,), 1, tl.float32)",
+        "tl.full((BLOCK,), n, tl.float32) -> tl.zeros((BLOCK,), tl.float32)",
         "range(tl.program_id(2), n, BLOCK) -> range(0, n, BLOCK)",
         "range(tl.program_id(2), n, BLOCK) -> range(tl.program_id(2), n)",
         "tl.program_id(2) -> tl.program_id(0)",
@@ -104,6 +105,15 @@ def test_every_mutant_of_the_kernels_is_another_program(path):
     assert len({mutant.key for mutant in mutants}) == len(mutants)
     functions = {n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     assert {mutant.function for mutant in mutants} == functions
+
+
+def test_every_reason_is_of_a_mutant():
+    mutants = {
+        mutant.key
+        for path in KERNELS
+        for mutant in mutants_of(f"kernels/{path.name}", path.read_text())
+    }
+    assert reasons(EQUIVALENT).keys() <= mutants
 
 
 def test_outcomes_of_a_small_project(tmp_path):

@@ -9,8 +9,10 @@ import torch
 from prelu_gpu import launch, prelu
 from prelu_gpu.plan import (
     COLUMNS_LIMIT,
+    DENSE,
     FULL_TILE,
     GRID_LIMIT,
+    Gaps,
     Kind,
     View,
     choose_kind,
@@ -273,6 +275,22 @@ def test_no_thread_is_left_without_a_whole_vector(itemsize, backward):
             threads = 32 * launch.num_warps
             assert tile >= launch.constants["V"] * threads or launch.num_warps == 1
             assert launch.num_warps in (1, 2, 4)
+
+
+@pytest.mark.parametrize("kind", [Kind.PLANE, Kind.COLUMN, Kind.ODD_PLANE, None])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_no_block_is_a_single_element(kind, itemsize):
+    """The compiler of triton 3.6 fails on one."""
+    sizes = 1, 2, 3, 8, 17
+    inputs = DENSE, Gaps(outer=1), Gaps(outer=8), Gaps(outer=3, channel=1), Gaps(1, 1, True)
+    for layout, x, grad_y in itertools.product(
+        itertools.product(sizes, repeat=3), inputs[:4], inputs
+    ):
+        for multiprocessors, backward in ((1, True), (132, True), (132, False)):
+            row = _forced(gpu_rules(multiprocessors, itemsize, backward), kind)
+            launch = plan(View(*layout, x=x, grad_y=grad_y), itemsize, row)
+            assert launch.constants["BLOCK"] >= 2, launch
+            assert sum_plan(launch.partials, False).constants["TERM_BLOCK"] >= 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 12, 100])
