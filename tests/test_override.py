@@ -25,6 +25,7 @@ from reference import (
     randn,
 )
 from torch import nn
+from torch._subclasses import CrossRefFakeMode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -469,6 +470,16 @@ def test_who_is_not_autograd_gets_the_slope_gradient_in_pytorchs_shape(device, x
         (inside,) = torch.autograd.grad(Theirs.apply(leaf).sum(), leaf)
     for actual, exact in zip((*given, inside), (*expected, expected[1]), strict=True):
         assert_same(actual, exact)
+
+
+def test_a_dispatch_mode_sees_results_of_pytorchs_shapes(device, x, weight, monkeypatch):
+    """This one compares each operator's with those of fake tensors, storage offsets included."""
+    monkeypatch.setattr(launch, "torch", torch)  # no canaries
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    expected = torch.autograd.grad(torch.prelu(*leaves).square().sum(), leaves)
+    with prelu_gpu.enabled(device.type), CrossRefFakeMode():
+        given = torch.autograd.grad(torch.prelu(*leaves).square().sum(), leaves)
+    torch.testing.assert_close(given, expected)
 
 
 def frozen(function, x, weight, needs):
