@@ -27,7 +27,7 @@ test: $(ready)
 	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)
 
 # 40 times as many examples of the property tests, and other ones on every run; and every kernel
-# compiled in every dtype, alignment and special size, not only in every set of constants.
+# compiled for every alignment and special size, not only for every set of constants.
 test-full: $(ready)
 	$(PYTHON) -m pytest --hypothesis-profile=full
 

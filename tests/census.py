@@ -2,7 +2,7 @@
 
     python tests/census.py            every set of compile-time constants, the dtypes taking turns
     python tests/census.py --each     each constant, each dtype and each absent tensor at least once
-    python tests/census.py --full     every set in every dtype, alignment and special size
+    python tests/census.py --full     every set with every alignment and special size
     python tests/census.py --target sm_80 gfx942        for other GPUs than sm_90
     python tests/census.py --entrance leaky_relu        the calls of one public name
 
@@ -283,6 +283,15 @@ def variant(call: launch.Call, tensors: tuple[Any, ...]) -> Variant:
     )
 
 
+def specialization(call: launch.Call, tensors: tuple[Any, ...]) -> tuple[object, ...]:
+    """What Triton makes code of its own for: alignments, sizes of 1 and those that 16 divides."""
+    sizes = [value for value in call.launch.sizes.values() if value is not None]
+    return (
+        *(t.data_ptr() % 16 == 0 for t in tensors if isinstance(t, Tensor)),
+        *(1 if size == 1 else size % 16 == 0 for size in sizes),
+    )
+
+
 @contextlib.contextmanager
 def launches_are(
     run: Callable[..., None], gpu: str = "sm_90", changed: Callable[[Rules], Rules] = RULES[0]
@@ -430,9 +439,9 @@ class Detail(enum.Enum):
     EACH = "each"
     """Those that have a compile-time constant, a dtype or an absent tensor that no other had."""
     SETS = "sets"
-    """Those that have a set of them that no other had; dtypes only beside the kernel."""
+    """Those that have a set of constants and absent tensors, or a tile, that no other had."""
     FULL = "full"
-    """All."""
+    """Those whose set has an alignment of its tensors, or a special size, that no other had."""
 
 
 class Census:
@@ -455,7 +464,10 @@ class Census:
             kinds |= {(one.kernel, choice) for choice in one.choices | one.tile}
         else:
             kinds |= {(one.kernel, one.choices), (one.kernel, one.tile)}
-        if kinds <= self._seen and self.detail is not Detail.FULL:
+        if self.detail is Detail.FULL:
+            special = specialization(call, (*inputs, *outputs))
+            kinds |= {(one.kernel, one.choices, special)}
+        if kinds <= self._seen:
             return
         self._seen |= kinds
         self.compiled[one] = None
@@ -468,14 +480,13 @@ class Census:
 
 def memories(detail: Detail) -> Iterator[Tensors]:
     """Tensors of every kind of memory. The dtypes take turns; where sets count, float64 has all."""
-    if detail is Detail.FULL:
-        for pair, offsets in itertools.product(PAIRS, itertools.product((0, 1), repeat=3)):
-            yield from Memory(pair, offsets).all((*DENSE, *SPECIAL))
-        return
-    in_turn = zip(*(Memory(pair).all() for pair in PAIRS), strict=True)
-    yield from (given[turn % len(PAIRS)] for turn, given in enumerate(in_turn))
-    if detail is Detail.SETS:
-        yield from Memory((torch.float64, torch.float64)).all()
+    full = detail is Detail.FULL
+    shapes = (*DENSE, *SPECIAL) if full else DENSE
+    for offsets in itertools.product((0, 1), repeat=3) if full else [(0, 0, 0)]:
+        in_turn = zip(*(Memory(pair, offsets).all(shapes) for pair in PAIRS), strict=True)
+        yield from (given[turn % len(PAIRS)] for turn, given in enumerate(in_turn))
+        if detail is not Detail.EACH:
+            yield from Memory((torch.float64, torch.float64), offsets).all(shapes)
 
 
 def take(gpu: str, detail: Detail, entrances: Collection[str]) -> list[str]:
