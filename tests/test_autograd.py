@@ -373,7 +373,6 @@ class TestWhatSeesPyTorchsOperators:
         compiled = torch.compile(function, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x, weight), reference(x, weight))
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_jit_trace(self, function, reference, x, weight):
         traced = torch.jit.trace(function, (x, weight))
         assert "PythonOp" not in str(traced.graph)

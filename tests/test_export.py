@@ -17,9 +17,8 @@ import prelu_gpu
 from prelu_gpu import PReLU, SharedAxesPReLU, functional, leaky_relu, plan, prelu
 
 pytestmark = pytest.mark.filterwarnings(
-    # PyTorch's exporters of their own affairs; that the tracer is going to be removed.
+    # PyTorch's exporters of their own affairs.
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",
-    "ignore::DeprecationWarning",
 )
 
 needs_onnx = pytest.mark.skipif(
