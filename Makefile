@@ -66,7 +66,7 @@ gpu-check-marked: gpu
 # All others but those that need no GPU and keep every core busy.
 gpu-check-tests: gpu
 	set -o pipefail; timeout -k 10 -s INT 460 $(PYTHON) -m pytest -rs -m "not gpu" $(TEST_OPTIONS) \
-	$(foreach name,machine_code mutations packaging,--ignore=tests/test_$(name).py) \
+	$(foreach name,census machine_code mutations packaging,--ignore=tests/test_$(name).py) \
 	2>&1 | tee -a $(RESULTS)/tests.txt
 
 gpu-check-core: gpu
