@@ -10,6 +10,7 @@ The calls are public ones, on tensors of every kind of memory. They go through T
 driver that compiles and launches nothing, so the tensors are on the CPU and hold no values. A line
 is printed for each kernel. The exit status is 1 where a kernel does not compile, where a branch of
 kernels/ on a compile-time constant is never taken, or where an entrance reaches no kernel.
+PYTHONPATH names the checkout.
 
 Triton's interpreter cannot tell: it runs Python, and what runs there may not compile.
 """

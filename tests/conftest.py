@@ -9,20 +9,20 @@ import warnings
 import pytest
 
 with warnings.catch_warnings():
-    # What PyTorch and NumPy say when they are imported is no fault of the tests.
+    # What packages say when they are imported is no fault of the tests.
     warnings.simplefilter("default")
     import torch
 
-GPU = torch.cuda.is_available()
-if not GPU:
-    # Triton decides when a kernel is decorated, so before the first import.
-    os.environ["TRITON_INTERPRET"] = "1"
+    GPU = torch.cuda.is_available()
+    if not GPU:
+        # Triton decides when a kernel is decorated, so before the first import.
+        os.environ["TRITON_INTERPRET"] = "1"
 
-from reference import randn  # noqa: E402
+    from reference import randn
 
-from prelu_gpu import functional, launch  # noqa: E402
-from prelu_gpu.backend import warn_once  # noqa: E402
-from prelu_gpu.plan import gpu_rules  # noqa: E402
+    from prelu_gpu import functional, launch
+    from prelu_gpu.backend import warn_once
+    from prelu_gpu.plan import gpu_rules
 
 with contextlib.suppress(ImportError):
     from hypothesis import settings

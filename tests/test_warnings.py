@@ -19,16 +19,17 @@ def test_of_others():
 def test_ours():
     warnings.warn_explicit("we say so", UserWarning, "functional.py", 1, "prelu_gpu.functional")
 """
-# PyTorch finds a GPU, or none, and warns when conftest.py imports it.
+# PyTorch finds a GPU, or none; packages warn when conftest.py imports them, and what they need.
 PROGRAM = """
 import builtins, sys, warnings
 import pytest, torch
 
 def importing(name, scope=None, *arguments):
-    if name == "torch" and scope["__name__"] == "conftest":
-        warnings.warn("PyTorch says so", FutureWarning)
+    if (name, scope and scope["__name__"]) in IMPORTS:
+        warnings.warn(f"{name} says so", FutureWarning)
     return import_(name, scope, *arguments)
 
+IMPORTS = ("torch", "conftest"), ("triton", "prelu_gpu.backend")
 import_, builtins.__import__ = builtins.__import__, importing
 gpu, *options = sys.argv[1:]
 torch.cuda.is_available = lambda: gpu == "True"
@@ -53,4 +54,5 @@ def test_warnings_of_other_packages_fail_no_test_on_a_gpu_machine(gpu, others, t
         for outcome, name in re.findall(r"^(PASSED|FAILED) .*::(\w+)", done.stdout, re.MULTILINE)
     }
     assert outcomes == {"test_of_others": others, "test_ours": "FAILED"}, done.stdout + done.stderr
-    assert "PyTorch says so" in done.stdout
+    for package in ("torch", "triton"):
+        assert f"{package} says so" in done.stdout
