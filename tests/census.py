@@ -390,6 +390,8 @@ class Branches:
                 test = ast.unparse(node.test)
                 way = test if id(first) in nodes else f"not ({test})"
                 self.taken.add(self._place(generator, node, way))
+            if isinstance(node, ast.FunctionDef):
+                del visited[id(generator)]
             return result
 
         with mock.patch.object(CodeGenerator, "visit", noting):
@@ -477,6 +479,7 @@ class Census:
         except CompilationError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[-1]
             self.failed[one] = f"{entrance}: {cause}"
+        call.kernel.device_caches.clear()  # Triton's memory of it, which nobody asks again
 
 
 def memories(detail: Detail) -> Iterator[Tensors]:
