@@ -167,7 +167,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         and -FLOAT32_MAX <= negative_slope <= FLOAT32_MAX
     ):
         check_memory(input)
-        return F.leaky_relu(input, negative_slope, inplace)
+        return F.leaky_relu(input, float(negative_slope), inplace)
     if has_torch_function_unary(input):
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace

@@ -38,7 +38,8 @@ if TYPE_CHECKING or WITHOUT_TRITON is None:
 _AUTOGRAD_NODE = "PreluKernelBackward0"
 """PyTorch's name for torch.prelu in the graphs of autograd."""
 
-_CALL_FROM_PYTHON = torch._ops.OpOverload.__call__.__code__
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+"""What calls the operator in autograd's own backward, where that runs in the caller's thread."""
 
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -245,15 +246,15 @@ def _needs_of_autograd() -> tuple[bool, bool] | None:
 
     By the operator's contract the slope gradient has x's shape, and autograd sums it to the slopes'
     afterwards, so it takes a gradient that is summed already, and none where no graph needs one.
-    Everyone else gets PyTorch's: calls from Python, those that a dispatch mode passes on included,
-    and forward-mode AD, whose tangents have x's shape.
+    Everyone else gets PyTorch's: all other calls from Python, such as those that a dispatch mode
+    passes on, and forward-mode AD, whose tangents have x's shape.
     """
     node, caller = torch._C._current_autograd_node(), sys._getframe(1).f_back
     if (
         node is None
         or node.name() != _AUTOGRAD_NODE
         or forward_ad._current_level >= 0
-        or (caller is not None and caller.f_code is _CALL_FROM_PYTHON)
+        or (caller is not None and caller.f_code is not _ENGINE)
     ):
         return None
     if torch.is_grad_enabled():

@@ -79,8 +79,12 @@ SLICED = (
 )
 """Shapes of which half of the channels is taken."""
 
-CUT = (((40, 704), 513), ((6, 1, 7), 3), ((9, 3, 40016), 40001))
-"""Shapes and what is kept of the last dimension: rows that end off the vector grid."""
+CUT = (
+    *(((40, 704), 513), ((6, 1, 7), 3), ((9, 3, 40016), 40001)),
+    # Gaps of one vector, and columns of one.
+    *(((4, 16, 8196), 8192), ((4, 16, 8200), 8192), ((4, 16, 8194), 8192), ((5, 18), 2)),
+)
+"""Shapes and what is kept of the last dimension."""
 
 
 class Tensors(NamedTuple):

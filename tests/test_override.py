@@ -31,6 +31,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prelu_gpu
 from benchmarks import host
@@ -480,6 +481,25 @@ def test_a_dispatch_mode_sees_results_of_pytorchs_shapes(device, x, weight, monk
     with prelu_gpu.enabled(device.type), CrossRefFakeMode():
         given = torch.autograd.grad(torch.prelu(*leaves).square().sum(), leaves)
     torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("frozen_slopes", [False, True])
+def test_every_way_to_call_the_backward_from_python_gives_pytorchs_shapes(
+    frozen_slopes, device, x, weight
+):
+    shapes = []
+
+    class Passes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            results = function.overloadpacket(*args, **(kwargs or {}))
+            if function is torch.ops.aten._prelu_kernel_backward.default:
+                shapes.extend(result.shape for result in results)
+            return results
+
+    weight.requires_grad_(not frozen_slopes)
+    with prelu_gpu.enabled(device.type), Passes():
+        torch.prelu(x.requires_grad_(), weight).sum().backward()
+    assert shapes == [SHAPE, SHAPE]
 
 
 def frozen(function, x, weight, needs):

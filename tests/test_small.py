@@ -239,7 +239,7 @@ def test_an_error_of_pytorchs_operator_is_no_reason_for_another_try(device, serv
 
 
 @pytest.mark.usefixtures("limit")
-@pytest.mark.parametrize("negative_slope", [0, 1, True, 0.5])
+@pytest.mark.parametrize("negative_slope", [0, 1, True, 0.5, 2**64])
 def test_any_number_is_a_slope(negative_slope, device, served):
     x, _ = arguments(device)
     y, by_kernel = served(leaky_relu, x, negative_slope)
