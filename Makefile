@@ -37,7 +37,7 @@ test-stacks: .venv-stacks/ready
 
 # Breaks the kernels in hundreds of places: a survivor without a reason fails. Hours on two cores.
 mutations: $(ready)
-	$(PYTHON) tests/mutations.py --out $(RESULTS)/mutations.csv $(MUTATION_OPTIONS)
+	$(PYTHON) tests/tools/mutations.py --out $(RESULTS)/mutations.csv $(MUTATION_OPTIONS)
 
 # What the kernels compile to for GPUs that need not be there; the matrix, by four versions of Triton.
 machine-code: $(ready)
@@ -66,7 +66,7 @@ gpu-check-marked: gpu
 # All others but those that need no GPU and keep every core busy.
 gpu-check-tests: gpu
 	set -o pipefail; timeout -k 10 -s INT 460 $(PYTHON) -m pytest -rs -m "not gpu" $(TEST_OPTIONS) \
-	$(foreach name,census machine_code mutations packaging,--ignore=tests/test_$(name).py) \
+	$(foreach name,tools/test_census benchmarks/test_machine_code tools/test_mutations tools/test_packaging,--ignore=tests/$(name).py) \
 	2>&1 | tee -a $(RESULTS)/tests.txt
 
 gpu-check-core: gpu
@@ -76,7 +76,7 @@ gpu-check-core: gpu
 gpu-check-sanitizer: gpu
 	set -o pipefail; export PYTORCH_NO_CUDA_MEMORY_CACHING=1; \
 	for tool in "memcheck --report-api-errors no" racecheck; do \
-	timeout -k 10 230 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) tests/sanitize.py \
+	timeout -k 10 230 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) tests/tools/sanitize.py \
 	|| exit; done 2>&1 | tee $(RESULTS)/sanitizer.txt
 
 gpu-check-bench: gpu

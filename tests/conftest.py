@@ -18,7 +18,7 @@ with warnings.catch_warnings():
         # Triton decides when a kernel is decorated, so before the first import.
         os.environ["TRITON_INTERPRET"] = "1"
 
-    from reference import randn
+    from support import randn
 
     from prelu_gpu import functional, launch
     from prelu_gpu.backend import warn_once

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import assert_same, exact_grad_weight, grad_weight_tolerance, id_of, randn
+from support import assert_same, exact_grad_weight, grad_weight_tolerance, id_of, randn
 from torch import nn
 from torch.utils._pytree import tree_leaves
 

@@ -1,0 +1,137 @@
+"""Every kernel that a public call can launch compiles, for GPUs that need not be there.
+
+`make test-full` also compiles them for every alignment and special size on sm_90, and every set of
+constants for the other targets.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import id_of
+
+pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
+pytest.importorskip("hypothesis")
+if sys.platform != "linux":
+    pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
+
+import census
+from hypothesis import given
+from test_property import leaky_relu_cases, prelu_cases
+
+from prelu_gpu import leaky_relu, prelu
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {
+    "column_backward",
+    "column_forward",
+    "plane_backward",
+    "plane_forward",
+    "sum_partials",
+}
+
+
+def taken(*options, root=ROOT):
+    """The census, by a process whose kernels are not interpreted."""
+    return subprocess.run(
+        [sys.executable, "tests/tools/census.py", *options],
+        cwd=root,
+        env={name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"}
+        | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "detail"),
+    [("sm_90", ()), ("sm_80", ("--each",)), ("sm_100", ("--each",)), ("gfx942", ("--each",))],
+    ids=id_of,
+)
+def test_every_kernel_compiles_and_every_branch_is_taken(target, detail, request):
+    if request.config.getoption("--hypothesis-profile") == "full":
+        detail = ("--full",) if target == "sm_90" else ()
+    done = taken("--target", target, *detail)
+    assert done.returncode == 0, done.stderr
+    *compiled, _ = done.stdout.splitlines()
+    assert {line.split()[1] for line in compiled} == KERNELS
+
+
+def test_a_kernel_that_does_not_compile_and_a_branch_that_nothing_takes_are_named(tmp_path):
+    """A return in a compile-time branch: Python returns, and Triton compiles what follows."""
+    for folder in ("benchmarks", "kernels", "prelu_gpu", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
+    formula = tmp_path / "kernels" / "formula.py"
+    code = formula.read_text()
+    mended = code.replace("weight = tl.full(", "return tl.full(")
+    assert mended != code
+    formula.write_text(mended)
+    done = taken("--each", "--entrance", "leaky_relu", root=tmp_path)
+    assert done.returncode == 1
+    assert "plane_forward (float32 None float32)" in done.stderr
+    assert "does not compile, called by leaky_relu: " in done.stderr
+    assert "sum_partials is compiled nowhere" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def known():
+    """The kernels of the census, by their compile-time branches."""
+    variants = set()
+
+    def note(entrance, call, inputs, outputs):
+        variants.add(census.variant(call, (*inputs, *outputs)))
+
+    census.drive(note, "sm_90", census.memories(census.Detail.SETS))
+    return {(one.kernel, one.choices) for one in variants}
+
+
+def missing(known, call):
+    """Kernels that a call launches and the census has not."""
+    variants = []
+
+    def note(call, inputs, outputs):
+        variants.append(census.variant(call, (*inputs, *outputs)))
+
+    with census.launches_are(note):
+        call()
+    return [str(one) for one in variants if (one.kernel, one.choices) not in known]
+
+
+@given(case=prelu_cases())
+def test_no_call_of_prelu_launches_what_the_census_has_not(case, known):
+    dtypes = (*case.dtypes, case.dtypes[0])
+    layouts = (case.x, case.weight, case.grad_y)
+    x, weight, grad_y = (
+        layout.of(torch.empty(layout.memory, dtype=dtype))
+        for layout, dtype in zip(layouts, dtypes, strict=True)
+    )
+
+    def call():
+        y = prelu(
+            x.requires_grad_(case.requires_grad[0]),
+            weight.requires_grad_(case.requires_grad[1]),
+            dim=case.dim,
+        )
+        if y.requires_grad:
+            y.backward(grad_y)
+
+    assert not missing(known, call)
+
+
+@given(case=leaky_relu_cases())
+def test_no_call_of_leaky_relu_launches_what_the_census_has_not(case, known):
+    x, grad_y = (
+        layout.of(torch.empty(layout.memory, dtype=case.dtype)) for layout in (case.x, case.grad_y)
+    )
+
+    def call():
+        y = leaky_relu(x.requires_grad_(case.requires_grad), case.negative_slope)
+        if y.requires_grad:
+            y.backward(grad_y)
+
+    assert not missing(known, call)
