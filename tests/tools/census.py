@@ -2,7 +2,7 @@
 
     python tests/tools/census.py                      every set of compile-time constants
     python tests/tools/census.py --each               each constant, dtype and absent tensor once
-    python tests/tools/census.py --full               every set with every alignment and special size
+    python tests/tools/census.py --full               every set, alignment and special size
     python tests/tools/census.py --target sm_80 gfx942  for other GPUs than sm_90
     python tests/tools/census.py --entrance leaky_relu  the calls of one public name
 
