@@ -143,14 +143,10 @@ def test_losses_that_part_after_the_first_step_are_found(folder, tmp_path, capsy
     assert "differ: losses of the first 20 steps: " in error
 
 
-@pytest.mark.parametrize(("gain", "failing"), [(-10.0, []), (10.0, ["nn.PReLU", "prelu_gpu"])])
-def test_both_networks_must_beat_bicubic_by_the_needed_gain(
-    gain, failing, folder, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(demo, "NEEDED_GAIN", gain)
-    assert run(folder, tmp_path, steps=1) == bool(failing)
-    error = capsys.readouterr().err
-    assert re.findall(r"(\S+) reaches [\d.]+ dB, but", error) == failing
+def test_networks_that_do_not_beat_bicubic_by_the_needed_gain_are_named(folder, tmp_path, capsys):
+    assert run(folder, tmp_path, steps=1) == 1
+    failing = re.findall(r"(\S+) reaches [\d.]+ dB, but", capsys.readouterr().err)
+    assert failing == ["nn.PReLU", "prelu_gpu"]
 
 
 # Photographs
@@ -220,7 +216,6 @@ def test_without_kernels_nothing_is_compared(folder, tmp_path, no_kernels):
         run(folder, tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["--photos", "/nowhere"], ["--steps", "0"], ["--fast"]])
-def test_wrong_options_end_with_status_2(arguments, cli, capsys):
-    assert cli("demo", *arguments) == 2
-    assert arguments[0] in capsys.readouterr().err
+def test_wrong_options_end_with_status_2(cli, capsys):
+    assert cli("demo", "--photos", "/nowhere") == 2
+    assert "--photos" in capsys.readouterr().err

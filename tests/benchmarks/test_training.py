@@ -12,6 +12,7 @@ import typer
 from torch import nn
 
 from benchmarks import training, workloads
+from benchmarks.cases import LAYOUTS
 from benchmarks.program import Deadline
 from benchmarks.timing import Gpu
 from prelu_gpu import launch
@@ -26,9 +27,9 @@ TOY = workloads.Workload(
     batch=4,
     dtype=torch.float32,
     build=lambda: nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.PReLU(3), nn.Conv2d(3, 2, 3), nn.PReLU(), nn.Conv2d(2, 2, 1)
+        nn.Conv2d(2, 3, 3), nn.PReLU(3), nn.Conv2d(3, 2, 3), nn.PReLU(), nn.Conv2d(2, 2, 1)
     ),
-    draw=lambda batch: (torch.randn(batch, 1, 8, 8), torch.randn(batch, 2, 4, 4)),
+    draw=lambda batch: (torch.randn(batch, 2, 8, 8), torch.randn(batch, 2, 4, 4)),
     loss=F.mse_loss,
     optimizer=partial(torch.optim.Adam, lr=1e-2),
 )
@@ -105,11 +106,22 @@ def test_networks_are_as_published(workload, parameters, shape):
     assert shape in seen
 
 
-def test_a_step_trains_every_parameter():
-    model, batch = TOY.start(torch.device("cpu"))
+@pytest.mark.parametrize("workload", [TOY, HALF], ids=["float32", "bfloat16"])
+def test_a_step_trains_every_parameter_in_the_dtype_and_layout(workload):
+    dtypes = []
+
+    def loss(output, target):
+        dtypes.append(output.dtype)
+        return workload.loss(output, target)
+
+    model, batch = workload.start(torch.device("cpu"))
+    for pictures in (batch[0], model[0].weight):
+        assert pictures.is_contiguous(memory_format=LAYOUTS[workload.layout])
     before = {name: value.clone() for name, value in model.named_parameters()}
-    workloads.Training(TOY, model, batch).step()
+    workloads.Training(replace(workload, loss=loss), model, batch).step()
+    assert dtypes == [workload.dtype]
     assert not [name for name, value in model.named_parameters() if value.equal(before[name])]
+    assert all(value.grad is None for value in model.parameters())
 
 
 # The gate
