@@ -19,8 +19,8 @@ in_transform: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether torch.func transforms a call: its tensors have no memory to read. Waits for: a public
 question in torch.func."""
 
-is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-"""Whether torch.jit.trace records. Public, but without a type."""
+is_tracing: Callable[[], bool] = torch._C._is_tracing
+"""Whether torch.jit.trace records. torch.jit.is_tracing is public and slower: it is Python."""
 
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device. torch.is_autocast_enabled(device_type) is public and

@@ -15,7 +15,7 @@ from torch.overrides import (
 )
 
 from . import composed, recorded
-from ._torch import any_autocast, is_exporting, is_tracing, is_view
+from ._torch import any_autocast, is_exporting, is_view
 from .autograd import SERVED_BY, CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 from .backend import WITHOUT_TRITON, has_kernels
 from .broadcast import in_memory_order
@@ -85,7 +85,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         x, weight = as_plain(x), as_plain(weight)
     way = route(x, weight)
     x, weight = _autocast(x, weight, way)
-    if recorded.is_recording():
+    if way is Route.COMPOSED and recorded.is_recording():
         return _record(x, weight, dim)
     channel_dim = checked_channel_dim(x, weight, dim)
     broadcasts = weight.dim() > 1 and weight.numel() != 1
@@ -167,7 +167,7 @@ leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-define
 
 def _record(x: Tensor, weight: Tensor, dim: int) -> Tensor:
     """PReLU into a graph of torch.export or torch.jit.trace."""
-    if not is_tracing():
+    if is_exporting():
         return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
     with warnings.catch_warnings():
         # The tracer's, of every shape that a check looks at.

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from . import composed
-from ._torch import any_autocast, is_exporting, is_tracing, prelu_kernel
+from ._torch import any_autocast, is_exporting, prelu_kernel
 from .broadcast import along_one_dimension
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def is_recording() -> bool:
     """Whether torch.export or torch.jit.trace records a call."""
-    return is_exporting() or is_tracing()
+    return is_exporting() or is_tracing()  # type: ignore[no-untyped-call]
 
 
 def prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -40,7 +41,7 @@ def prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     if is_exporting() and _is_autocast(x):
         # A cast of our own would hold, too, where the program runs without autocast.
         return torch.prelu(x, weight)
-    if x.dtype is not weight.dtype and is_tracing() and torch.onnx.is_in_onnx_export():
+    if x.dtype is not weight.dtype and not is_exporting() and torch.onnx.is_in_onnx_export():
         # ONNX's exporter of traces knows no other operator.
         return torch.prelu(x.to(weight.dtype), weight).to(x.dtype)
     return composed.prelu_forward(x, weight, channel_dim)
@@ -68,7 +69,7 @@ def _onnx_prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def _onnx_node(x: Tensor, slopes: Tensor) -> Tensor:
-    if is_tracing():
+    if not is_exporting():
         y: Tensor = _OnnxPReLU.apply(x, slopes)  # type: ignore[no-untyped-call]
         return y
     y = torch.onnx.ops.symbolic("PRelu", (x, slopes), dtype=x.dtype, shape=x.shape)
