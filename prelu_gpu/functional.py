@@ -167,7 +167,7 @@ leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-define
 
 def _record(x: Tensor, weight: Tensor, dim: int) -> Tensor:
     """PReLU into a graph of torch.export or torch.jit.trace."""
-    if is_exporting():
+    if not recorded.is_traced():
         return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
     with warnings.catch_warnings():
         # The tracer's, of every shape that a check looks at.
