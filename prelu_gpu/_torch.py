@@ -92,6 +92,16 @@ def without_class(tensor: Tensor) -> Tensor:
         return tensor.as_subclass(Tensor)
 
 
+def async_collective_tensor() -> type[Tensor]:
+    """The class of what a collective is still fetching; slow to import.
+
+    Waits for: a public name in torch.distributed.
+    """
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    return AsyncCollectiveTensor
+
+
 def dispatch_key_set(key: str) -> Any:
     """The set of one dispatch key, for the kernels that torch.library.get_kernel gives.
 
