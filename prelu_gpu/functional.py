@@ -1,7 +1,8 @@
 """The family as functions: checks, then the kernels or PyTorch's operators."""
 
-import math
+import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,42 +14,26 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from . import eager
-from .autograd import CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
-from .backend import (
-    INTERPRETED,
-    PLAIN_TYPES,
-    WITHOUT_TRITON,
-    Backend,
-    as_plain,
-    backend,
-    is_distributed,
-    is_exporting,
-    is_plain,
-    is_sharded,
-    watchers,
-)
+from . import composed, recorded
+from ._torch import any_autocast, is_exporting, is_tracing, is_view
+from .autograd import SERVED_BY, CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
+from .backend import WITHOUT_TRITON, has_kernels
+from .broadcast import in_memory_order
 from .checks import (
     BESIDE_DENSE,
-    DTYPES,
     FLOAT32_MAX,
     HALF,
     check_memory,
-    check_negative_slope,
-    check_prelu,
     check_tensor,
+    checked_channel_dim,
+    checked_negative_slope,
     refuse_scripting,
 )
-from .ops import kernels
-from .plan import SMALL, dense_stride, is_dense
+from .layout import is_dense
+from .route import PLAIN_TYPES, Route, as_plain, is_small, pytorch_gives_the_same, route
 
 if WITHOUT_TRITON is None:
     from . import launch
-
-
-EAGER_BELOW = 0 if INTERPRETED else SMALL
-"""Elements of an input below which PyTorch's operator serves, where it means the same; a slope
-gradient in half precision it rounds in every product."""
 
 
 def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
@@ -88,18 +73,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         IndexError: ``dim`` out of range, where there is more than one slope.
         TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
     """
-    if (
-        _is_small(input)
-        and type(weight) in PLAIN_TYPES
-        and input.dtype is weight.dtype
-        and input.device == weight.device
-        and weight.layout is torch.strided
-        and weight.dim() == 1
-        and type(dim) is int
-        and (weight.numel() == 1 or (dim == 1 < input.dim() and weight.shape[0] == input.shape[1]))
-        and not (weight.dtype in HALF and weight.requires_grad and torch.is_grad_enabled())
-        and not torch._C._is_any_autocast_enabled()
-    ):
+    if pytorch_gives_the_same(input, weight, dim):
         check_memory(input, weight)
         return torch.prelu(input, weight)
     if has_torch_function_variadic(input, weight):
@@ -109,26 +83,21 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     x = input
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
-    served = _is_served(x, weight)
-    x, weight = _autocast(x, weight, served)
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        with warnings.catch_warnings():
-            # The tracer's, of every shape that a check looks at.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-            return eager.prelu(x, weight, check_prelu(x, weight, dim))
-    channel_dim = check_prelu(x, weight, dim)
-    if is_dynamo_compiling() and _may_compile(x, weight):
-        compiled: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
-        return compiled
-    if not served:
-        return eager.prelu(x, weight, channel_dim)
-    if weight.dim() > 1 and weight.numel() != 1:
-        return _prelu_broadcast(x, weight)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        y: Tensor = PReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
-    else:
-        y = kernels(x).prelu_forward(x, weight, channel_dim)
-    return y
+    way = _route(x, weight)
+    x, weight = _autocast(x, weight, way)
+    if recorded.is_recording():
+        return _record(x, weight, dim)
+    channel_dim = checked_channel_dim(x, weight, dim)
+    broadcasts = weight.dim() > 1 and weight.numel() != 1
+    if way is Route.COMPOSED or (way is Route.COMPILED and broadcasts):
+        return composed.prelu_forward(x, weight, channel_dim)
+    if way is Route.COMPILED:
+        y: Tensor = CompiledPReLUFunction.apply(x, weight, channel_dim)  # type: ignore[no-untyped-call]
+        return y
+    served_by = SERVED_BY[way]
+    if broadcasts:
+        return in_memory_order(functools.partial(_prelu_by_kernels, served_by), x, weight)
+    return _prelu_by_kernels(served_by, x, weight, channel_dim)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -162,7 +131,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         TypeError: an input that is not a tensor, a slope that is not a number.
     """
     if (
-        _is_small(input)
+        is_small(input)
         and isinstance(negative_slope, (float, int))
         and -FLOAT32_MAX <= negative_slope <= FLOAT32_MAX
     ):
@@ -173,19 +142,22 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
     check_tensor("leaky_relu", "input", 1, input, BESIDE_DENSE["leaky_relu"])
-    slope = check_negative_slope(input, negative_slope)
-    if not _is_served(input):
-        return eager.leaky_relu(input, slope, inplace)
-    if inplace and (watchers() or not _may_write(input)):
-        return eager.leaky_relu(input, slope, inplace)
+    slope = checked_negative_slope(input, negative_slope)
+    way = _route(input)
+    if way in (Route.COMPOSED, Route.COMPILED):
+        return composed.leaky_relu_forward(input, slope, inplace)
+    if inplace and (way is Route.DISPATCHED or not _may_write(input)):
+        return composed.leaky_relu_forward(input, slope, inplace)
+    y: Tensor
     if torch.is_grad_enabled() and input.requires_grad:
-        y: Tensor = LeakyReLUFunction.apply(input, slope, inplace)  # type: ignore[no-untyped-call]
+        served_by = SERVED_BY[way]
+        y = LeakyReLUFunction.apply(input, slope, inplace, served_by)  # type: ignore[no-untyped-call]
     elif inplace:
         # Where a graph has saved the input, its backward must learn of the change.
         torch.autograd.graph.increment_version(input)
         y = launch.leaky_relu_forward_(input, slope)
     else:
-        y = kernels(input).leaky_relu_forward(input, slope)
+        y = SERVED_BY[way].leaky_relu_forward(input, slope)
     return y
 
 
@@ -193,53 +165,31 @@ prelu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 
 
-def _is_small(x: Tensor) -> bool:
-    """Whether x is so small that the host's time decides, and PyTorch's operator has the least.
-
-    Never where a graph is recorded, which would hold for other sizes: sizes are no plain numbers
-    then, but to Dynamo, which has its own sign.
-    """
-    if is_dynamo_compiling() or type(x) not in PLAIN_TYPES:
-        return False
-    size = x.numel()
-    return (
-        type(size) is int
-        and size < EAGER_BELOW
-        and x.dtype in DTYPES
-        and x.layout is torch.strided
-        and not x.is_nested
-    )
+def _route(*tensors: Tensor) -> Route:
+    """The route of a call, which may bring the first DTensor."""
+    way = route(*tensors)
+    if way in (Route.DISPATCHED, Route.COMPILED) and type(tensors[0]) not in PLAIN_TYPES:
+        from . import sharding  # noqa: F401
+    return way
 
 
-def _is_served(*tensors: Tensor) -> bool:
-    """Whether a call is for the kernels, or for our operators, which find them for shards.
-
-    Checks that there is memory to read, before anything else does.
-    """
-    if not is_plain(*tensors):
-        return is_distributed(*tensors)
-    check_memory(*tensors)
-    x = tensors[0]
-    return (
-        backend(x.device) is not Backend.EAGER and x.layout is torch.strided and not x.is_quantized
-    )
+def _record(x: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """PReLU into a graph of torch.export or torch.jit.trace."""
+    if not is_tracing():
+        return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
+    with warnings.catch_warnings():
+        # The tracer's, of every shape that a check looks at.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
 
 
-def _may_compile(x: Tensor, weight: Tensor) -> bool:
-    """Whether a call that is compiled takes our backward: not where PyTorch's operators must show.
-
-    Exported programs run where nothing of this library is, and transforms batch what they know.
-    """
-    return (
-        not is_exporting()
-        and not torch._C._are_functorch_transforms_active()
-        and (
-            backend(x.device) is not Backend.EAGER
-            if {type(x), type(weight)} <= PLAIN_TYPES
-            else is_sharded(x, weight)
-        )
-        and (weight.dim() < 2 or weight.numel() == 1)
-    )
+def _prelu_by_kernels(served_by: Any, x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    y: Tensor
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        y = PReLUFunction.apply(x, weight, channel_dim, served_by)  # type: ignore[no-untyped-call]
+    else:
+        y = served_by.prelu_forward(x, weight, channel_dim)
+    return y
 
 
 def _may_write(x: Tensor) -> bool:
@@ -252,40 +202,17 @@ def _may_write(x: Tensor) -> bool:
         and is_dense(x.shape, x.stride())
         and not x.is_neg()
         and (torch.is_inference_mode_enabled() or not x.is_inference())
-        and not (torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()))
+        and not (torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or is_view(x)))
     )
 
 
-def _prelu_broadcast(x: Tensor, weight: Tensor) -> Tensor:
-    """PReLU of slopes of x's rank: as slopes along one dimension, by views.
-
-    The dimensions that the slope varies over become one where they lie together in memory. Others
-    between them take the slope along too: a copy of it that is so much larger, and its gradient
-    summed once more.
-    """
-    strides = dense_stride(x.shape, x.stride())
-    order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)  # outermost first
-    x, weight = x.permute(order), weight.permute(order)
-    varying = [d for d, size in enumerate(weight.shape) if size != 1]
-    first, last = varying[0], varying[-1]
-    shape = x.shape[first : last + 1]
-    if math.prod(shape) != weight.numel():
-        # Summed in float32 and rounded once, as every slope gradient.
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        weight = weight.expand(*[-1] * first, *shape, *[-1] * (x.dim() - last - 1))
-    # A dimension in front: an input of one dimension has one channel.
-    merged = x.flatten(first, last).unsqueeze(0)
-    y = prelu(merged, weight.flatten(), dim=first + 1).view(x.shape)
-    return y.permute([order.index(d) for d in range(x.dim())])
-
-
-def _autocast(x: Tensor, weight: Tensor, served: bool) -> tuple[Tensor, Tensor]:
+def _autocast(x: Tensor, weight: Tensor, way: Route) -> tuple[Tensor, Tensor]:
     """The arguments as autocast wants them: prelu is on its lower-precision list.
 
     Kernels read a float32 slope as it is. Beside one PyTorch's operator would compute in float32,
     and save such a copy of the input for the backward: it gets the slope that autocast gives it.
     """
-    if not torch._C._is_any_autocast_enabled():
+    if not any_autocast():
         return x, weight
     device_type = x.device.type
     # What is compiled is on a device that has it, and Dynamo before torch 2.13 cannot ask.
@@ -298,7 +225,7 @@ def _autocast(x: Tensor, weight: Tensor, served: bool) -> tuple[Tensor, Tensor]:
     dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(dtype)
-    keeps = (served or is_dynamo_compiling()) and backend(x.device) is not Backend.EAGER
+    keeps = way is not Route.COMPOSED and has_kernels(x.device)
     if weight.dtype in HALF or (weight.dtype is torch.float32 and not keeps):
         weight = weight.to(dtype)
     return x, weight

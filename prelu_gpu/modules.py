@@ -2,14 +2,13 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy, Tracer
 
-from .checks import check_dim, refuse_scripting
+from .checks import checked_dim, refuse_scripting
 from .functional import leaky_relu, prelu
+from .recorded import leaf_of_fx
 
 
 class PReLU(nn.PReLU):
@@ -59,13 +58,12 @@ class PReLU(nn.PReLU):
         dim: int = 1,
     ) -> None:
         super().__init__(num_parameters, init, device, dtype)
-        if check_dim("PReLU", dim) != 1:
+        if checked_dim("PReLU", dim) != 1:
             self.dim = dim
 
+    @leaf_of_fx
     def forward(self, input: Tensor) -> Tensor:
         """Applies PReLU."""
-        if isinstance(input, Proxy) and _is_leaf(self, input.tracer):
-            return _call_in_graph(self, input)
         return prelu(input, self.weight, dim=self.dim)
 
     def extra_repr(self) -> str:
@@ -139,10 +137,9 @@ class SharedAxesPReLU(nn.Module):
         """Sets the slopes to `init`, as FSDP does to modules that come from the meta device."""
         nn.init.constant_(self.weight, self.init)
 
+    @leaf_of_fx
     def forward(self, input: Tensor) -> Tensor:
         """Applies PReLU."""
-        if isinstance(input, Proxy) and _is_leaf(self, input.tracer):
-            return _call_in_graph(self, input)
         if isinstance(input, Tensor) and input.dim() != self.weight.dim() + 1:
             raise RuntimeError(
                 f"SharedAxesPReLU: expected an input of {self.weight.dim() + 1} dimensions, the "
@@ -171,22 +168,7 @@ class LeakyReLU(nn.LeakyReLU):
 
     __prepare_scriptable__ = refuse_scripting
 
+    @leaf_of_fx
     def forward(self, input: Tensor) -> Tensor:
         """Applies Leaky ReLU."""
-        if isinstance(input, Proxy) and _is_leaf(self, input.tracer):
-            return _call_in_graph(self, input)
         return leaky_relu(input, self.negative_slope, self.inplace)
-
-
-def _is_leaf(module: nn.Module, tracer: object) -> bool:
-    """Whether torch.fx shall record a call of a module, as of torch.nn's, and not what is in it.
-
-    What looks for modules in a graph finds it then. Hooks, which have run by now, would run again.
-    """
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return isinstance(tracer, Tracer) and tracer.root is not module and not hooks
-
-
-def _call_in_graph(module: nn.Module, input: Proxy) -> Proxy:
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})  # type: ignore[no-any-return]

@@ -16,30 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from . import functional
-from .backend import (
-    PLAIN_TYPES,
-    WITHOUT_TRITON,
-    Backend,
-    as_plain,
-    backend,
-    reason,
+from . import threshold
+from ._torch import (
+    ENGINE,
+    PRELU_NODE,
+    current_node,
+    dispatch_key_set,
+    in_forward_ad,
+    is_fx_tracing,
     untraced,
-    warn_once,
 )
+from .backend import WITHOUT_TRITON, has_kernels, reason, warn_once
 from .checks import DTYPES, HALF, check_memory
+from .route import PLAIN_TYPES, as_plain
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
-
-_AUTOGRAD_NODE = "PreluKernelBackward0"
-"""PyTorch's name for torch.prelu in the graphs of autograd."""
-
-_ENGINE = torch.autograd.graph._engine_run_backward.__code__
-"""What calls the operator in autograd's own backward, where that runs in the caller's thread."""
 
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -189,7 +182,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
     """The overriding operators by the names of PyTorch's; None where there are no kernels."""
     device = torch.device(device_type)
     stays = f"enable: torch.prelu on {device_type} stays PyTorch's: "
-    if backend(device) is Backend.EAGER:
+    if not has_kernels(device):
         warn_once(stays + reason(device))
         return None
     key = device_type.upper()
@@ -199,7 +192,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
     except RuntimeError as error:
         warn_once(f"{stays}{error}")
         return None
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.__members__[key])
+    keys = dispatch_key_set(key)
 
     @untraced
     def forward(x: Tensor, weight: Tensor) -> Tensor:
@@ -207,7 +200,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
             x, weight = as_plain(x), as_plain(weight)
         if (
-            x.numel() < functional.EAGER_BELOW
+            x.numel() < threshold.elements
             or device_type not in _SERVED
             or not _is_prelus(x, weight)
         ):
@@ -224,12 +217,12 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         needs = _needs_of_autograd()
         if (
             needs is None
-            # The native operator rounds in each product of the slope gradient.
-            or (x.numel() < functional.EAGER_BELOW and x.dtype not in HALF)
+            # In half precision the native operator rounds every product of the slope gradient.
+            or (x.numel() < threshold.elements and not (needs[1] and x.dtype in HALF))
             or grad_y.shape != x.shape
             or grad_y.dtype is not x.dtype
             # What is recorded may run where nothing is overridden.
-            or is_fx_symbolic_tracing()
+            or is_fx_tracing()
             or device_type not in _SERVED
             or not _is_prelus(x, weight)
         ):
@@ -249,12 +242,12 @@ def _needs_of_autograd() -> tuple[bool, bool] | None:
     Everyone else gets PyTorch's: all other calls from Python, such as those that a dispatch mode
     passes on, and forward-mode AD, whose tangents have x's shape.
     """
-    node, caller = torch._C._current_autograd_node(), sys._getframe(1).f_back
+    node, caller = current_node(), sys._getframe(1).f_back
     if (
         node is None
-        or node.name() != _AUTOGRAD_NODE
-        or forward_ad._current_level >= 0
-        or (caller is not None and caller.f_code is not _ENGINE)
+        or node.name() != PRELU_NODE
+        or in_forward_ad()
+        or (caller is not None and caller.f_code is not ENGINE)
     ):
         return None
     if torch.is_grad_enabled():

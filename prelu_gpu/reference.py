@@ -74,12 +74,13 @@ def mistakes(
     y: Tensor | None = None,
     grad_x: Tensor | None = None,
     grad_weight: Tensor | None = None,
+    products_in: torch.dtype | None = None,
 ) -> Iterator[str]:
     """What is wrong with computed results, in words; nothing if all of them are right.
 
     The output and the input gradient are one product in float32 (float64 for float64), rounded to
     the dtype of x: right are the same bits, or any NaN for NaN. The slope gradient may be off by
-    :func:`rounding`.
+    :func:`rounding`, which takes `products_in`.
     """
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     wide_grad_y, wide_x, wide_weight = (t.detach().to(wide) for t in (grad_y, x, weight))
@@ -92,7 +93,7 @@ def mistakes(
             yield from _difference(what, actual, expected.to(x.dtype), None)
     if grad_weight is not None:
         exact = prelu_backward(grad_y.double(), x.double(), weight.double(), dim)[1].detach()
-        error = rounding(grad_y, x, weight, dim).detach()
+        error = rounding(grad_y, x, weight, dim, products_in).detach()
         yield from _difference("slope gradient", grad_weight, exact, error)
 
 

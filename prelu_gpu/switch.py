@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from .backend import Backend, backend, reason, warn_once
+from .backend import has_kernels, reason, warn_once
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 
 logger = logging.getLogger("prelu_gpu")
@@ -125,11 +125,11 @@ def _change_class(module: nn.Module, plain: type[nn.Module]) -> None:
 def _warn_without_kernels(devices: set[torch.device]) -> None:
     """Says once a device type that modules have no kernels where they are, or may go."""
     for device in devices:
-        if device.type in ("cpu", "meta") and backend(torch.device("cpu")) is Backend.EAGER:
+        if device.type in ("cpu", "meta") and not has_kernels(torch.device("cpu")):
             # Models are made there, and then go to the accelerator.
             accelerator = torch.accelerator.current_accelerator(check_available=True)
             device = accelerator or torch.device("cpu")
-        if device.type != "meta" and backend(device) is Backend.EAGER:
+        if device.type != "meta" and not has_kernels(device):
             warn_once(
                 f"accelerate: no kernels on {device.type}, PyTorch's operators serve there: "
                 f"{reason(device)}"

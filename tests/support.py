@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from prelu_gpu import eager
+from prelu_gpu import composed
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PAIRS = (
@@ -77,4 +77,4 @@ def backward(function, x, weight, grad_y, *args, **options):
 
 
 def eager_backward(x, weight, grad_y, dim=1):
-    return backward(eager.prelu, x, weight, grad_y, channel_dim(x, weight, dim))
+    return backward(composed.prelu_forward, x, weight, grad_y, channel_dim(x, weight, dim))

@@ -11,7 +11,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -34,9 +33,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prelu_gpu
-from benchmarks import host
-from prelu_gpu import functional, launch, override
-from prelu_gpu.plan import SMALL
+from prelu_gpu import launch, override
+from prelu_gpu.run import intercepting
+from prelu_gpu.run import launch as launch_kernel
 
 SHAPE = (4, 3, 40)
 OPERATORS = ("aten::_prelu_kernel", "aten::_prelu_kernel_backward")
@@ -68,9 +67,10 @@ def served(x, weight):
     """Whether torch.prelu reaches the kernels."""
 
     def reaches():
-        with mock.patch.object(launch, "run", wraps=launch.run) as run:
+        launched = []
+        with intercepting(lambda *call: launched.append(call) or launch_kernel(*call)):
             torch.prelu(x, weight)
-        return run.called
+        return bool(launched)
 
     return reaches
 
@@ -433,8 +433,8 @@ def test_what_a_graph_break_leaves_to_python_is_not_compiled(device, x, launches
     torch.testing.assert_close(*results)
 
 
-def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x):
-    """As eager.py and vmap make them: the slope gradient stays as large as the input."""
+def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x, no_launch):
+    """As composed.py and vmap make them: the slope gradient stays as large as the input."""
     grad_y = torch.ones_like(x)
     for x_given, shape in (
         *((x, shape) for shape in ((1, 1, 40), (4, 1, 1), SHAPE, (1,))),
@@ -442,9 +442,8 @@ def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x)
     ):
         weight = torch.ones(shape, device=device)
         expected = backward(torch.ops.aten._prelu_kernel, x_given, weight, grad_y)
-        with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
+        with prelu_gpu.enabled(device.type):
             given = backward(torch.ops.aten._prelu_kernel, x_given, weight, grad_y)
-        assert not run.called
         for actual, exact in zip(given, expected, strict=True):
             assert_same(actual, exact)
 
@@ -512,18 +511,12 @@ def frozen(function, x, weight, needs):
 @pytest.mark.parametrize(
     "needs", [(True, False), (False, True)], ids=["slopes frozen", "input frozen"]
 )
-def test_the_gradient_of_what_is_frozen_is_not_computed(needs, device, x, weight, launches):
+def test_the_gradient_of_what_is_frozen_is_not_computed(needs, device, x, weight, calls):
     expected = frozen(torch.prelu, x, weight, needs)
-    run, outputs = launch.run, []
-
-    def noted(call, inputs, outputs_given):
-        if call.kernel.__name__ == "column_backward":
-            outputs.append(tuple(output is not None for output in outputs_given))
-        run(call, inputs, outputs_given)
-
-    with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run", noted):
+    with prelu_gpu.enabled(device.type):
         given = frozen(torch.prelu, x, weight, needs)
-    assert outputs == [needs]
+    (values,) = (v for call, v in calls if call.kernel.__name__ == "column_backward")
+    assert (values["grad_x_ptr"] is not None, values["sums_ptr"] is not None) == needs
     torch.testing.assert_close(given, expected)
 
 
@@ -604,9 +597,9 @@ def test_a_gradient_of_each_sample_beside_a_frozen_argument(argnums, device):
 
 
 def test_small_inputs_are_the_native_operators_but_for_half_precision_slopes(
-    device, launches, monkeypatch
+    device, launches, threshold
 ):
-    monkeypatch.setattr(functional, "EAGER_BELOW", SMALL)
+    threshold(2**22)
     x, weight = randn(SHAPE, torch.float32, device), randn((3,), torch.float32, device, seed=1)
     with prelu_gpu.enabled(device.type):
         backward(torch.prelu, x, weight, x)
@@ -654,18 +647,18 @@ def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
 
 
 @pytest.mark.parametrize("freed", [0, 1, 2])
-def test_memory_that_was_freed_is_not_read(freed, device, x, weight):
+def test_memory_that_was_freed_is_not_read(freed, device, x, weight, launches):
     grad_y, x, weight = torch.ones_like(x), x.requires_grad_(), weight.requires_grad_()
     with prelu_gpu.enabled(device.type):
         y = torch.prelu(x, weight)
         (grad_y, x, weight)[freed].untyped_storage().resize_(0)
-        with mock.patch.object(launch, "run") as run:
+        before = len(launches)
+        with pytest.raises(RuntimeError, match="data is not allocated yet"):
+            torch.autograd.grad(y, (x, weight), grad_y)
+        if freed:
             with pytest.raises(RuntimeError, match="data is not allocated yet"):
-                torch.autograd.grad(y, (x, weight), grad_y)
-            if freed:
-                with pytest.raises(RuntimeError, match="data is not allocated yet"):
-                    torch.prelu(x, weight)
-    assert not run.called
+                torch.prelu(x, weight)
+    assert len(launches) == before
 
 
 @pytest.mark.parametrize(
@@ -750,7 +743,7 @@ def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):
 
     monkeypatch.setattr(launch, "prelu_forward", lambda x, weight, dim: y)
     plain, ours = [], []
-    with host.without_launches(0):
+    with intercepting(lambda call, values: None):
         for _ in range(5):
             plain.append(us())
             with prelu_gpu.enabled("cpu"):

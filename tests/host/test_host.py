@@ -9,7 +9,6 @@ import torch
 import prelu_gpu
 from benchmarks import host
 from prelu_gpu import functional, launch
-from prelu_gpu.plan import SMALL
 
 PACKAGE = str(Path(prelu_gpu.__file__).parent)
 

@@ -17,9 +17,11 @@ from support import (
     randn,
 )
 
-from prelu_gpu import launch, leaky_relu, prelu
+from prelu_gpu import leaky_relu, prelu
 from prelu_gpu.kernels.partials import sum_partials
-from prelu_gpu.plan import Kind, gpu_rules, sum_plan
+from prelu_gpu.plan import make_sum_plan
+from prelu_gpu.rules import Kind, gpu_rules
+from prelu_gpu.run import bind, run
 
 pytestmark = pytest.mark.usefixtures("launches")
 
@@ -223,8 +225,8 @@ def test_the_slope_gradient_alone(kind, device, force):
 def test_the_second_stage_in_tiles_of_a_gpu(splits, channels, inner, device):
     partials = integers((splits, channels, inner), torch.float32, device)
     grad_weight = torch.full((channels + 1,), torch.nan, device=device)
-    plan = sum_plan(partials.shape, interpreted=False)
-    launch.run(launch.bind(sum_partials, plan), (partials,), (grad_weight,))
+    plan = make_sum_plan(partials.shape, interpreted=False)
+    run(bind(sum_partials, plan), {"partials_ptr": partials, "grad_weight_ptr": grad_weight})
     assert torch.equal(grad_weight[:channels], partials.sum((0, 2)))
     assert grad_weight[channels].isnan()
 

@@ -15,7 +15,7 @@ from support import (
 )
 
 import prelu_gpu
-from prelu_gpu import launch, leaky_relu, prelu
+from prelu_gpu import leaky_relu, prelu
 
 HALF = torch.float16, torch.bfloat16
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=id_of)
@@ -311,22 +311,17 @@ def test_slopes_are_shared_or_lie_along_any_dim_or_broadcast(shape, view, dim, d
     ],
     ids=["contiguous", "channels_last", "permuted"],
 )
-def test_dense_layouts_are_read_and_written_without_a_copy(layout, device, launches, monkeypatch):
-    read, written = [], []
-    run = launch.run
-
-    def recorded(call, inputs, outputs):
-        read.append(inputs[0].data_ptr())
-        written.append(outputs[0].data_ptr())
-        run(call, inputs, outputs)
-
-    monkeypatch.setattr(launch, "run", recorded)
+def test_dense_layouts_are_read_and_written_without_a_copy(layout, device, calls):
     x = layout(randn((2, 3, 4, 5), torch.float32, device))
     for a in (randn((x.shape[1],), torch.float32, device), randn((), torch.float32, device)):
         y = prelu(x, a)
         assert y.stride() == x.stride()
-        assert (read.pop(), written.pop()) == (x.data_ptr(), y.data_ptr())
-    assert read == written == []
+        values = calls[-1][1]
+        assert (values["x_ptr"].data_ptr(), values["y_ptr"].data_ptr()) == (
+            x.data_ptr(),
+            y.data_ptr(),
+        )
+    assert len(calls) == 2
 
 
 @with_kernels

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -21,7 +20,9 @@ from support import (
 )
 
 from prelu_gpu import launch, leaky_relu, prelu
-from prelu_gpu.plan import Kind, gpu_rules
+from prelu_gpu.rules import Kind, gpu_rules, using_rules
+from prelu_gpu.run import intercepting
+from prelu_gpu.run import launch as launch_kernel
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -111,9 +112,8 @@ class Tiling:
 
     def rules(self, device, itemsize, backward):
         row = gpu_rules(1, itemsize, backward, self.warp_size)
-        return dataclasses.replace(
-            row,
-            plane=dataclasses.replace(row.plane, programs=self.programs),
+        return row._replace(
+            plane=row.plane._replace(programs=self.programs),
             kind=self.kind,
             finish=row.finish if self.reduction == "last program" else 0,
             atomic=self.reduction == "atomic",
@@ -279,16 +279,13 @@ def assert_alike(actual, expected, strides=True):
 @contextlib.contextmanager
 def tiled(tiling):
     """Launches by `tiling`, and gives the kernels' names; none may write outside of its outputs."""
-    names, run = [], launch.run
+    names = []
 
-    def counted(call, *tensors):
+    def counted(call, values):
         names.append(call.kernel.__name__)
-        run(call, *tensors)
+        launch_kernel(call, values)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "run", counted)
-        if tiling is not None:
-            patch.setattr(launch, "rules", tiling.rules)
+    with intercepting(counted), using_rules(tiling.rules) if tiling else contextlib.nullcontext():
         yield names
     launch.torch.check()
     launch.torch.buffers.clear()

@@ -49,7 +49,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import prelu_gpu
-from prelu_gpu import eager, launch, leaky_relu, prelu
+from prelu_gpu import composed, leaky_relu, prelu, run
 
 WORLD = 2
 TIMEOUT = timedelta(seconds=15)
@@ -100,7 +100,7 @@ def assert_as_one_process(x, weight, *, dim=1):
     x_whole, weight_whole = whole(x), whole(weight)
     grad_y = randn(*x.shape, seed=2)
     along = channel_dim(x, weight, dim) if weight.dim() <= 1 else None
-    expected, grad_x, _ = backward(eager.prelu, x_whole, weight_whole, grad_y, along)
+    expected, grad_x, _ = backward(composed.prelu_forward, x_whole, weight_whole, grad_y, along)
     LAUNCHED.clear()
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = prelu(x, weight, dim=dim)
@@ -596,13 +596,16 @@ def checkpoints_of_distributed_models(how):
 
 def main(rank, folder):
     torch.set_num_threads(1)
-    run = launch.run
 
-    def counted(call, *tensors):
+    def counted(call, values):
         LAUNCHED.append(call.kernel.__name__)
-        run(call, *tensors)
+        run.launch(call, values)
 
-    launch.run = counted
+    with run.intercepting(counted):
+        check_all(rank, folder)
+
+
+def check_all(rank, folder):
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=TIMEOUT)
     results = {}

@@ -132,8 +132,7 @@ def test_what_is_sharded():
 import torch, torch.distributed as dist
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
-from prelu_gpu import functional
-from prelu_gpu.backend import is_distributed, is_sharded
+from prelu_gpu.route import Route, is_sharded, route
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 x, weight = torch.randn(4, 3), torch.nn.Parameter(torch.rand(3))
@@ -152,9 +151,9 @@ for given, sharded in [
     ((fetched, slopes), False),
 ]:
     kinds = [type(tensor).__name__ for tensor in given]
-    assert is_sharded(*given) == is_distributed(*given) == sharded, kinds
+    assert is_sharded(*given) == (route(*given) is Route.DISPATCHED) == sharded, kinds
 with torch.autograd.forward_ad.dual_level():
-    assert not is_distributed(shards, slopes) and not functional._is_served(x, weight)
+    assert route(shards, slopes) is route(x, weight) is Route.COMPOSED
 dist.destroy_process_group()
 print("done")
 """
