@@ -80,8 +80,10 @@ assert replica[1].weight.grad.shape == (64,)
 replica.zero_grad()
 replica(torch.ones(8, 16)).sum().backward()  # the same weights: both are those of process 0
 
-gradient = example["model"][1].weight.grad
-assert gradient.placements == (Shard(0),) and gradient.to_local().shape == (32,)
+slopes = example["model"][1].weight
+gradient = slopes.grad
+for sharded in slopes, gradient:
+    assert sharded.placements == (Shard(0),) and sharded.to_local().shape == (32,)
 expected = replica[1].weight.grad.chunk(2)[int(os.environ["RANK"])]
 torch.testing.assert_close(gradient.to_local(), expected)
 print("as promised")
