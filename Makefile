@@ -50,6 +50,7 @@ lint: $(ready)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint(['--no-logo', '--no-cache'])"
 
 bench: $(ready)
 	$(PYTHON) -m benchmarks --results $(RESULTS)

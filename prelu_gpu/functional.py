@@ -15,7 +15,7 @@ from torch.overrides import (
 )
 
 from . import composed, recorded
-from ._torch import any_autocast, is_exporting, is_tracing, is_view
+from ._torch import any_autocast, is_exporting, is_view
 from .autograd import SERVED_BY, CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 from .backend import WITHOUT_TRITON, has_kernels
 from .broadcast import in_memory_order
@@ -83,9 +83,9 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     x = input
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
-    way = _route(x, weight)
+    way = route(x, weight)
     x, weight = _autocast(x, weight, way)
-    if recorded.is_recording():
+    if way is Route.COMPOSED and recorded.is_recording():
         return _record(x, weight, dim)
     channel_dim = checked_channel_dim(x, weight, dim)
     broadcasts = weight.dim() > 1 and weight.numel() != 1
@@ -143,7 +143,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         )
     check_tensor("leaky_relu", "input", 1, input, BESIDE_DENSE["leaky_relu"])
     slope = checked_negative_slope(input, negative_slope)
-    way = _route(input)
+    way = route(input)
     if way in (Route.COMPOSED, Route.COMPILED):
         return composed.leaky_relu_forward(input, slope, inplace)
     if inplace and (way is Route.DISPATCHED or not _may_write(input)):
@@ -165,17 +165,9 @@ prelu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 
 
-def _route(*tensors: Tensor) -> Route:
-    """The route of a call, which may bring the first DTensor."""
-    way = route(*tensors)
-    if way in (Route.DISPATCHED, Route.COMPILED) and type(tensors[0]) not in PLAIN_TYPES:
-        from . import sharding  # noqa: F401
-    return way
-
-
 def _record(x: Tensor, weight: Tensor, dim: int) -> Tensor:
     """PReLU into a graph of torch.export or torch.jit.trace."""
-    if not is_tracing():
+    if not recorded.is_traced():
         return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
     with warnings.catch_warnings():
         # The tracer's, of every shape that a check looks at.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
 from . import composed
-from ._torch import any_autocast, is_exporting, is_tracing, prelu_kernel
+from ._torch import any_autocast, is_exporting, prelu_kernel
 from .broadcast import along_one_dimension
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,7 +20,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def is_recording() -> bool:
     """Whether torch.export or torch.jit.trace records a call."""
-    return is_exporting() or is_tracing()
+    return is_exporting() or is_traced()
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace records; Dynamo can ask, too."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -40,7 +45,7 @@ def prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     if is_exporting() and _is_autocast(x):
         # A cast of our own would hold, too, where the program runs without autocast.
         return torch.prelu(x, weight)
-    if x.dtype is not weight.dtype and is_tracing() and torch.onnx.is_in_onnx_export():
+    if x.dtype is not weight.dtype and is_traced() and torch.onnx.is_in_onnx_export():
         # ONNX's exporter of traces knows no other operator.
         return torch.prelu(x.to(weight.dtype), weight).to(x.dtype)
     return composed.prelu_forward(x, weight, channel_dim)
@@ -68,7 +73,7 @@ def _onnx_prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def _onnx_node(x: Tensor, slopes: Tensor) -> Tensor:
-    if is_tracing():
+    if is_traced():
         y: Tensor = _OnnxPReLU.apply(x, slopes)  # type: ignore[no-untyped-call]
         return y
     y = torch.onnx.ops.symbolic("PRelu", (x, slopes), dtype=x.dtype, shape=x.shape)

@@ -40,6 +40,8 @@ class Route(enum.Enum):
     """PyTorch's operators. What exports, traces, transforms or wraps a call knows those; and they
     serve devices and layouts without kernels."""
 
+    __hash__ = object.__hash__  # Enum's own is slow
+
 
 def route(x: Tensor, *others: Tensor) -> Route:
     """The route of a call with these tensors; `x` names the device.
@@ -51,7 +53,10 @@ def route(x: Tensor, *others: Tensor) -> Route:
         # Dynamo cannot trace what follows. Exported programs run where this library is not.
         compiles = not is_exporting() and not in_transform()
         return Route.COMPILED if compiles and _compiles(x, *others) else Route.COMPOSED
-    if is_compiling() or in_transform() or in_forward_ad() or is_tracing() or is_recorded():
+    modes = dispatch_modes()
+    if is_compiling() or in_transform() or in_forward_ad() or is_tracing():
+        return Route.COMPOSED
+    if modes and is_recorded():
         return Route.COMPOSED
     plain = True
     for tensor in (x, *others):
@@ -63,7 +68,7 @@ def route(x: Tensor, *others: Tensor) -> Route:
     check_memory(x, *others)
     if not has_kernels(x.device) or x.layout is not torch.strided or x.is_quantized:
         return Route.COMPOSED
-    return Route.DISPATCHED if dispatch_modes() else Route.KERNELS
+    return Route.DISPATCHED if modes else Route.KERNELS
 
 
 def _compiles(*tensors: Tensor) -> bool:
@@ -83,6 +88,8 @@ def is_sharded(*tensors: Tensor) -> bool:
         return False  # not imported without need: that is slow
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.tensor import DTensor
+
+    from . import sharding  # noqa: F401  how our operators act on shards
 
     return given <= {DTensor} or given <= PLAIN_TYPES | {AsyncCollectiveTensor}
 

@@ -34,8 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prelu_gpu
 from prelu_gpu import launch, override
-from prelu_gpu.run import intercepting
-from prelu_gpu.run import launch as launch_kernel
+from prelu_gpu.run import execute, intercepting
 
 SHAPE = (4, 3, 40)
 OPERATORS = ("aten::_prelu_kernel", "aten::_prelu_kernel_backward")
@@ -68,7 +67,7 @@ def served(x, weight):
 
     def reaches():
         launched = []
-        with intercepting(lambda *call: launched.append(call) or launch_kernel(*call)):
+        with intercepting(lambda *call: launched.append(call) or execute(*call)):
             torch.prelu(x, weight)
         return bool(launched)
 

@@ -205,7 +205,7 @@ from prelu_gpu import run
 from prelu_gpu.backend import INTERPRETED
 
 launched = []
-noting = run.intercepting(lambda *call: (launched.append(call), run.launch(*call)))
+noting = run.intercepting(lambda *call: (launched.append(call), run.execute(*call)))
 noting.__enter__()
 
 def step(seed):

@@ -21,8 +21,7 @@ from support import (
 
 from prelu_gpu import launch, leaky_relu, prelu
 from prelu_gpu.rules import Kind, gpu_rules, using_rules
-from prelu_gpu.run import intercepting
-from prelu_gpu.run import launch as launch_kernel
+from prelu_gpu.run import execute, intercepting
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -283,7 +282,7 @@ def tiled(tiling):
 
     def counted(call, values):
         names.append(call.kernel.__name__)
-        launch_kernel(call, values)
+        execute(call, values)
 
     with intercepting(counted), using_rules(tiling.rules) if tiling else contextlib.nullcontext():
         yield names
