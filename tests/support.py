@@ -1,5 +1,10 @@
 """What the tests compare with, and the data they use."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 
 from prelu_gpu import composed, reference
@@ -69,3 +74,23 @@ def backward(function, x, weight, grad_y, *args, **options):
 
 def eager_backward(x, weight, grad_y, dim=1):
     return backward(composed.prelu_forward, x, weight, grad_y, channel_dim(x, weight, dim))
+
+
+def run_program(source, *options, interpret=True, **variables):
+    """What a program in a process of its own printed, and what it wrote to stderr; it must succeed.
+
+    With interpret=False, kernels are not interpreted, and a CPU has none.
+    """
+    environment = {**os.environ, **variables}
+    if not interpret:
+        environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, *options, "-c", source],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr

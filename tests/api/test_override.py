@@ -3,25 +3,15 @@
 import functools
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import timeit
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
-from support import (
-    DTYPES,
-    assert_right,
-    assert_same,
-    backward,
-    id_of,
-    randn,
-)
+from support import DTYPES, assert_right, assert_same, backward, id_of, randn, run_program
 from torch import nn
 from torch._subclasses import CrossRefFakeMode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -307,14 +297,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_while_another_thread_switches():
-    done = subprocess.run(
-        [sys.executable, "-c", FORK_BESIDE_A_SWITCH],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(FORK_BESIDE_A_SWITCH)
 
 
 def test_an_override_of_another_library_is_passed_calls_and_stays(device, x, weight, served):
@@ -718,14 +701,7 @@ import prelu_gpu
 prelu_gpu.enable()
 prelu_gpu.disable()
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=Path(__file__).parents[2],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == done.stderr == ""
+    assert run_program(program, "-W", "ignore") == ("", "")
 
 
 def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):
