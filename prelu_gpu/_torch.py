@@ -19,8 +19,8 @@ in_transform: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether torch.func transforms a call: its tensors have no memory to read. Waits for: a public
 question in torch.func."""
 
-is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-"""Whether torch.jit.trace records. Public, but without a type."""
+is_tracing: Callable[[], bool] = torch._C._is_tracing
+"""Whether torch.jit.trace records. torch.jit.is_tracing is public and slower: it is Python."""
 
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device. torch.is_autocast_enabled(device_type) is public and
@@ -90,6 +90,16 @@ def without_class(tensor: Tensor) -> Tensor:
     """
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)
+
+
+def async_collective_tensor() -> type[Tensor]:
+    """The class of what a collective is still fetching; slow to import.
+
+    Waits for: a public name in torch.distributed.
+    """
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    return AsyncCollectiveTensor
 
 
 def dispatch_key_set(key: str) -> Any:

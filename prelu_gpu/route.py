@@ -10,6 +10,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from . import threshold
 from ._torch import (
     any_autocast,
+    async_collective_tensor,
     dispatch_modes,
     has_no_dispatch,
     in_forward_ad,
@@ -86,12 +87,11 @@ def is_sharded(*tensors: Tensor) -> bool:
     given = {type(tensor) for tensor in tensors}
     if given <= PLAIN_TYPES or "torch.distributed.tensor" not in sys.modules:
         return False  # not imported without need: that is slow
-    from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.tensor import DTensor
 
     from . import sharding  # noqa: F401  how our operators act on shards
 
-    return given <= {DTensor} or given <= PLAIN_TYPES | {AsyncCollectiveTensor}
+    return given <= {DTensor} or given <= PLAIN_TYPES | {async_collective_tensor()}
 
 
 def is_small(x: Tensor) -> bool:

@@ -82,7 +82,7 @@ def execute(call: Call, values: Values) -> None:
     if INTERPRETED:
         _interpret(call, values)
         return
-    device = _device(values)
+    device = next(iter(values.values())).device  # the first one is a tensor
     with on(device):
         if not DIRECT_LAUNCH:
             _look_up_and_launch(call, values)
@@ -115,10 +115,6 @@ def specialization(values: Values) -> list[object]:
         (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else type(value)
         for value in values.values()
     ]
-
-
-def _device(values: Values) -> torch.device:
-    return next(value.device for value in values.values() if isinstance(value, Tensor))
 
 
 def _interpret(call: Call, values: Values) -> None:
