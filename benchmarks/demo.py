@@ -52,7 +52,8 @@ def main(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for demo.png.")
+        Path,
+        typer.Option(metavar="DIR", file_okay=False, writable=True, help="Folder for demo.png."),
     ] = Path("out"),
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 300,
     batch: Annotated[
