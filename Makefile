@@ -21,7 +21,7 @@ export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 .NOTPARALLEL:
 
 demo: $(ready)
-	$(PYTHON) -m benchmarks.demo --out $(RESULTS)
+	$(PYTHON) -m benchmarks demo --out $(RESULTS)
 
 test: $(ready)
 	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)
@@ -50,6 +50,7 @@ lint: $(ready)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint(['--no-logo', '--no-cache'])"
 
 bench: $(ready)
 	$(PYTHON) -m benchmarks --results $(RESULTS)

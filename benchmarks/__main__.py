@@ -1,35 +1,51 @@
-"""Measures prelu_gpu.
-
-    python -m benchmarks ...             times its operators beside other providers, on a GPU
-    python -m benchmarks training ...    times training steps of whole networks, on a GPU
-    python -m benchmarks tune ...        proposes a table of launch rules, from a sweep on a GPU
-    python -m benchmarks report ...      makes README's tables and the plots of what was timed
-
---help after any of them tells more.
-"""
+"""Measures prelu_gpu, draws it and shows it at work: `python -m benchmarks --help`."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
-from benchmarks.program import ProgramError
+try:
+    import typer
+except ModuleNotFoundError as error:
+    sys.exit(f"benchmarks: {error}. Install what they need: pip install '.[benchmarks]'")
 
-COMMANDS = ("training", "tune", "report")
+PROGRAMS = {
+    "speed": "Times the operators beside PyTorch's, torch.compile and a copy. Needs a GPU.",
+    "training": "Times training steps of whole networks. Needs a GPU.",
+    "tune": "Proposes another table of launch rules, from a sweep. Needs a GPU.",
+    "report": "Makes README's tables and the plots of what was timed.",
+    "demo": "Trains a small super-resolution network with torch.nn.PReLU and with prelu_gpu.",
+    "functions": "Draws PReLU, Leaky ReLU and their gradients.",
+    "machine-code": "Tells what the kernels compile to for GPUs that need not be here.",
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command, rest = "speed", arguments
-    if arguments and arguments[0] in COMMANDS:
-        command, *rest = arguments
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a program; ends with SystemExit, as command lines do."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    app = typer.Typer(
+        help="Measures prelu_gpu.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for name, purpose in PROGRAMS.items():
+        # Only the chosen one is imported: whether kernels are interpreted is decided by the import.
+        if arguments[:1] == [name]:
+            app.command(name)(_load(name))
+        else:
+            app.command(name, help=purpose)(lambda: None)
+    app(arguments, prog_name="python -m benchmarks")
+
+
+def _load(name: str) -> object:
     try:
-        importlib.import_module(f"benchmarks.{command}").main(rest)
-    except ProgramError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] in ("benchmarks", "prelu_gpu"):
+            raise
+        sys.exit(f"benchmarks: {error}. Install what they need: pip install '.[benchmarks]'")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import prelu_gpu
-from prelu_gpu.plan import Plan, Rules, plan, view
+from benchmarks.program import first_line
+from prelu_gpu import reference
+from prelu_gpu.layout import make_view
+from prelu_gpu.plan import Plan, make_plan
+from prelu_gpu.rules import Rules
 
 PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
 """The operations, and how often each must go over memory of the size of x: read x, write y; read
@@ -30,16 +33,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-DEVICE_BYTES = 2**24
-"""Size of x from which device time counts; below it is the time of the whole call."""
-
-H100_MULTIPROCESSORS = 132
-
 NEGATIVE_SLOPE = 0.1
 """Of Leaky ReLU."""
-
-CHECKED_ELEMENTS = 2**24
-"""Elements that are compared in float64 at a time: 128 MiB for each temporary."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -79,19 +74,22 @@ class Case:
     """Whether Leaky ReLU overwrites x."""
 
     @property
-    def shape_name(self) -> str:
-        """The shape in one word."""
-        return "x".join(map(str, self.shape))
+    def setting(self) -> dict[str, str]:
+        """The case in the words of the results files."""
+        return {
+            "case": self.name,
+            "shape": "x".join(map(str, self.shape)),
+            "layout": self.layout,
+            "slope": self.slope,
+            "dtype": dtype_name(self.dtype),
+            "slope_dtype": dtype_name(self.weight_dtype),
+        }
 
     @property
-    def dtype_name(self) -> str:
-        """The tensor's dtype without its module."""
-        return dtype_name(self.dtype)
-
-    @property
-    def slope_dtype_name(self) -> str:
-        """The slopes' dtype without its module."""
-        return dtype_name(self.weight_dtype)
+    def title(self) -> str:
+        """What tells it from the others."""
+        dtypes = dict.fromkeys((dtype_name(self.dtype), dtype_name(self.weight_dtype)))
+        return f"{self.name} ({', slope '.join(dtypes)})"
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -107,11 +105,6 @@ class Case:
     def slopes(self) -> int:
         """Number of slopes."""
         return 1 if self.channel_dim is None else self.shape[self.channel_dim]
-
-    @property
-    def slope_shape(self) -> list[int]:
-        """The slopes' shape as it broadcasts over x."""
-        return [-1 if d == self.channel_dim else 1 for d in range(len(self.shape))]
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -130,9 +123,9 @@ class Case:
     def inputs(self, device: torch.device) -> Inputs:
         """A new set of random inputs."""
         weight = torch.empty(self.slopes, dtype=self.weight_dtype, device=device)
-        x, grad_y = self._empty(device)
         number = self.slope == "number"
         weight = weight.fill_(NEGATIVE_SLOPE) if number else weight.uniform_(0, 0.5)
+        x, grad_y = self._empty(device)
         return Inputs(x.normal_().requires_grad_(), weight.requires_grad_(), grad_y.normal_())
 
     def differentiated(self, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -144,14 +137,42 @@ class Case:
         x, grad_y = self._empty(torch.device("meta"))
         grad_y_stride = grad_y.stride() if op == "backward" else None
         result_stride = torch.empty_like(x).stride()
-        layout = view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
-        return plan(layout, self.dtype.itemsize, rules)
+        view = make_view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
+        return make_plan(view, self.dtype.itemsize, rules)
+
+    def mistakes(self, device: torch.device) -> list[str]:
+        """What prelu_gpu gets wrong, or why it fails, in words; empty if nothing."""
+        try:
+            return list(self._compare(self.inputs(device)))
+        except Exception as error:  # whatever a compiler raises
+            return [first_line(error)]
+
+    def _compare(self, inputs: Inputs) -> Iterator[str]:
+        x, weight, grad_y = inputs
+        # The results get this memory, so that an element left unwritten is NaN.
+        poison = [torch.full_like(x, math.nan) for _ in range(2)]
+        del poison
+        results = {"y": self._activation(x, weight)}
+        gradients = torch.autograd.grad(results["y"], self.differentiated(inputs), grad_y)
+        results |= zip(("grad_x", "grad_weight"), gradients, strict=False)
+        with torch.no_grad():
+            yield from reference.mistakes(grad_y, x, weight, self.dim, **results)
+            results = {"y": self._activation(x, weight)}
+            for mistake in reference.mistakes(grad_y, x, weight, self.dim, **results):
+                yield f"without grad, {mistake}"
+
+    def _activation(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Y by prelu_gpu; in place, a copy of x that is overwritten."""
+        if self.slope == "number":
+            x = x.clone() if self.inplace else x
+            return prelu_gpu.leaky_relu(x, NEGATIVE_SLOPE, self.inplace)
+        return prelu_gpu.prelu(x, weight, dim=self.dim)
 
     def _empty(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Memory for x and for y's gradient."""
 
-        def empty(*shape: int, layout: str = "contiguous") -> Tensor:
-            memory_format = LAYOUTS[layout]
+        def empty(*shape: int) -> Tensor:
+            memory_format = LAYOUTS.get(self.layout, torch.contiguous_format)
             return torch.empty(shape, dtype=self.dtype, device=device, memory_format=memory_format)
 
         if self.layout == "sliced":
@@ -160,15 +181,15 @@ class Case:
         if self.layout == "offset":
             x, grad_y = (empty(math.prod(self.shape) + 1)[1:].view(self.shape) for _ in range(2))
             return x, grad_y
-        return empty(*self.shape, layout=self.layout), empty(*self.shape, layout=self.layout)
+        return empty(*self.shape), empty(*self.shape)
 
 
-def in_dtypes(case: Case, mixed: bool) -> Iterator[Case]:
-    """The case in every dtype, with slopes of the same and, `mixed`, of float32."""
+def in_dtypes(case: Case) -> Iterator[Case]:
+    """The case in every dtype; a model's half-precision input beside float32 slopes, too."""
     for dtype in DTYPES.values():
         yield dataclasses.replace(case, dtype=dtype, slope_dtype=None)
-    for dtype in (torch.bfloat16, torch.float16) if mixed else ():
-        yield dataclasses.replace(case, dtype=dtype, slope_dtype=torch.float32)
+    for dtype in (BFLOAT16, FLOAT16) if case.group == "model" else ():
+        yield dataclasses.replace(case, dtype=dtype, slope_dtype=FLOAT32)
 
 
 def size_curve(slope: str) -> Iterator[Case]:
@@ -216,14 +237,14 @@ MODELS = (
     Case("graph-infomax", (100_000, 512), FLOAT32),
 )
 
+# Medical segmentation, object detection.
 LEAKY = tuple(
-    dataclasses.replace(case, slope="number", group="leaky")
-    for case in (
-        # Medical segmentation, object detection.
-        Case("nnu-net", (12, 32, 512, 512), FLOAT16),
-        Case("nnu-net-in-place", (12, 32, 512, 512), FLOAT16, inplace=True),
-        Case("yolo", (16, 64, 208, 208), FLOAT32),
-        Case("yolo-in-place", (16, 64, 208, 208), FLOAT32, inplace=True),
+    Case(name, shape, dtype, slope="number", group="leaky", inplace="in-place" in name)
+    for name, shape, dtype in (
+        ("nnu-net", (12, 32, 512, 512), FLOAT16),
+        ("nnu-net-in-place", (12, 32, 512, 512), FLOAT16),
+        ("yolo", (16, 64, 208, 208), FLOAT32),
+        ("yolo-in-place", (16, 64, 208, 208), FLOAT32),
     )
 )
 
@@ -248,38 +269,32 @@ AWKWARD = tuple(
 )
 
 
-def pick(name: str, dtype: torch.dtype, slope_dtype: torch.dtype | None = None) -> Case:
-    """A case of that name in these dtypes."""
-    (case,) = (case for case in (*MODELS, *LEAKY, *CURVES, *AWKWARD) if case.name == name)
-    return dataclasses.replace(case, dtype=dtype, slope_dtype=slope_dtype)
-
-
-CORE = (
-    pick("monai-unet", FLOAT32),
-    pick("iresnet", FLOAT16, FLOAT32),
-    pick("real-esrgan", BFLOAT16),
-    pick("iresnet-7x7", FLOAT16),
-    pick("graph-infomax", FLOAT32),
-    pick("conv-tasnet", BFLOAT16),
-    pick("iresnet", FLOAT32),
-    pick("iresnet-14x14", BFLOAT16),
-    pick("speechbrain-channel", BFLOAT16),
-    pick("planes-prime", FLOAT32),
-    pick("sliced", FLOAT16),
-    pick("mtcnn-pnet", FLOAT32),
-    pick("nnu-net", FLOAT16),
-    pick("nnu-net-in-place", FLOAT16),
+CORE = tuple(
+    dataclasses.replace(case, dtype=dtype, slope_dtype=slope_dtype)
+    for name, dtype, slope_dtype in (
+        ("monai-unet", FLOAT32, None),
+        ("iresnet", FLOAT16, FLOAT32),
+        ("real-esrgan", BFLOAT16, None),
+        ("iresnet-7x7", FLOAT16, None),
+        ("graph-infomax", FLOAT32, None),
+        ("conv-tasnet", BFLOAT16, None),
+        ("iresnet", FLOAT32, None),
+        ("iresnet-14x14", BFLOAT16, None),
+        ("speechbrain-channel", BFLOAT16, None),
+        ("planes-prime", FLOAT32, None),
+        ("sliced", FLOAT16, None),
+        ("mtcnn-pnet", FLOAT32, None),
+        ("nnu-net", FLOAT16, None),
+        ("nnu-net-in-place", FLOAT16, None),
+    )
+    for case in (*MODELS, *LEAKY, *AWKWARD)
+    if case.name == name
 )
 """The cases that tell most: every kind of tile and layout, every dtype, large and tiny."""
 
 CASES = tuple(
     dict.fromkeys(
-        itertools.chain(
-            CORE,
-            MODELS,
-            *(in_dtypes(case, mixed=True) for case in MODELS),
-            *(in_dtypes(case, mixed=False) for case in (*LEAKY, *CURVES, *AWKWARD)),
-        )
+        itertools.chain(CORE, MODELS, *map(in_dtypes, (*MODELS, *LEAKY, *CURVES, *AWKWARD)))
     )
 )
 """All cases in all dtypes, each once; the most telling first, for runs that are cut off."""
@@ -290,96 +305,3 @@ GROUPS = ("core", "model", "leaky", "curve", "awkward")
 def is_in(case: Case, name: str) -> bool:
     """Whether a case has that name, or is in the group of that name."""
     return case in CORE if name == "core" else name in (case.name, case.group)
-
-
-def check(case: Case, device: torch.device) -> list[str]:
-    """What prelu_gpu gets wrong in a case, in words; empty if nothing.
-
-    The forward is PyTorch's bit for bit, in the slope's dtype and rounded once. The gradients are
-    compared with float64: the input's to one rounding, the slope's to its own rounding and to what
-    summing in float32 may add: a sum of n products of root mean square r is off by about
-    eps * r * n if it is made one by one, the worst order.
-    """
-    inputs = case.inputs(device)
-    x, weight, grad_y = inputs
-    # The results get this memory, so that an element left unwritten is NaN.
-    poison = [torch.full_like(x, math.nan) for _ in range(2)]
-    del poison
-    y = _activation(case, x, weight)
-    grad_x, *grad_weight = torch.autograd.grad(y, case.differentiated(inputs), grad_y)
-
-    with torch.no_grad():
-        expected = prelu_along(case.dim, x.to(weight.dtype), weight).to(x.dtype)
-        wrong_y = _count(_bits(y) != _bits(expected))
-        without_grad = _activation(case, x, weight)
-        wrong_without_grad = _count(_bits(without_grad) != _bits(expected))
-        del expected, without_grad
-        wrong_grad_x, wrong_grad_weight = _check_gradients(case, inputs, grad_x, *grad_weight)
-    return [
-        f"{what}: {wrong} of {tensor.numel()} elements are wrong"
-        for what, wrong, tensor in (
-            ("forward", wrong_y, y),
-            ("forward without grad", wrong_without_grad, y),
-            ("input gradient", wrong_grad_x, grad_x),
-            ("slope gradient", wrong_grad_weight, weight),
-        )
-        if wrong
-    ]
-
-
-def _activation(case: Case, x: Tensor, weight: Tensor) -> Tensor:
-    """Y by prelu_gpu; in place, a copy of x that is overwritten."""
-    if case.slope == "number":
-        return prelu_gpu.leaky_relu(x.clone() if case.inplace else x, NEGATIVE_SLOPE, case.inplace)
-    return prelu_gpu.prelu(x, weight, dim=case.dim)
-
-
-def prelu_along(dim: int, x: Tensor, weight: Tensor) -> Tensor:
-    """torch.nn.functional.prelu, whose channels are dimension 1, along another."""
-    if weight.numel() == 1 or dim == 1:
-        return F.prelu(x, weight)
-    return F.prelu(x.movedim(dim, 1), weight).movedim(1, dim)
-
-
-def _check_gradients(
-    case: Case, inputs: Inputs, grad_x: Tensor, grad_weight: Tensor | None = None
-) -> tuple[int, int]:
-    """How many elements of the gradients are wrong; some rows of x at a time."""
-    rows = max(1, CHECKED_ELEMENTS // (grad_x.numel() // grad_x.shape[0]))
-    slopes = inputs.weight.double().view(case.slope_shape)
-    sums, squares = torch.zeros_like(slopes), torch.zeros_like(slopes)
-    wrong_grad_x = 0
-    for parts in zip(*(t.split(rows) for t in (inputs.x, inputs.grad_y, grad_x)), strict=True):
-        x, grad_y, actual = (part.double() for part in parts)
-        expected = torch.where(x > 0, grad_y, slopes * grad_y)
-        wrong_grad_x += _count_apart(actual, expected, _rounding(expected, grad_x.dtype))
-        products = torch.where(x > 0, 0.0, grad_y * x)
-        sums += products.sum_to_size(slopes.shape)
-        squares += products.square().sum_to_size(slopes.shape)
-
-    if grad_weight is None:
-        return wrong_grad_x, 0
-    summands = grad_x.numel() // grad_weight.numel()
-    summing = torch.finfo(torch.float32).eps * (summands * squares).sqrt()
-    tolerance = _rounding(sums, grad_weight.dtype) + summing
-    actual = grad_weight.double().view_as(sums)
-    return wrong_grad_x, _count_apart(actual, sums, tolerance)
-
-
-def _rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """What rounding to `dtype` may change: relative, and absolute among subnormal numbers."""
-    info = torch.finfo(dtype)
-    return info.eps * (exact.abs() + info.smallest_normal)
-
-
-def _count_apart(actual: Tensor, expected: Tensor, tolerance: Tensor) -> int:
-    # NaN is apart from everything.
-    return _count(~((actual - expected).abs() <= tolerance))
-
-
-def _count(mask: Tensor) -> int:
-    return int(torch.count_nonzero(mask))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])

@@ -1,24 +1,75 @@
-"""What the command-line programs share: options, errors, the end of their time, tables."""
+"""What the programs share: options, ends, the minutes given, tables."""
 
-import argparse
 import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import torch
+import typer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from prelu_gpu.backend import Backend, backend, reason
+from prelu_gpu.backend import Backend, backend_of, reason
+
+Minutes = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        metavar="M",
+        show_default=False,
+        help="Stop before so many are over; with --results the same command goes on.",
+    ),
+]
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Write a file there, row by row; one of the same commit is continued."
+    ),
+]
 
 
-class ProgramError(Exception):
-    """What ends a program with exit status 1; its text is the error message."""
+def one_of(allowed: Collection[str]) -> Callable[[list[str] | None], list[str] | None]:
+    """An option's callback that refuses other values."""
+
+    def check(values: list[str] | None) -> list[str] | None:
+        for value in values or ():
+            if value not in allowed:
+                raise typer.BadParameter(f"{value!r} is not among {', '.join(allowed)}.")
+        return values
+
+    return check
+
+
+def choice(allowed: Collection[str], help: str) -> Any:
+    """An option that may be repeated, each time with one of the allowed values."""
+    return typer.Option(metavar="NAME", callback=one_of(allowed), help=help, show_default=False)
+
+
+def fail(*lines: str) -> NoReturn:
+    """Ends the program with status 1 and a message."""
+    print("benchmarks:", "\n".join(lines), file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def refuse_wrong(mistakes: Sequence[str]) -> None:
+    """Ends the program where a check of the results found mistakes."""
+    if mistakes:
+        fail("wrong results, so nothing is timed.", *mistakes)
+
+
+def find_obstacle() -> str | None:
+    """Why nothing can be timed here."""
+    if not torch.cuda.is_available():
+        return "there is no GPU here (torch.cuda.is_available() is False)."
+    if backend_of(torch.device("cuda")) is not Backend.TRITON:
+        return f"the kernels do not run on the GPU ({reason(torch.device('cuda'))})."
+    return None
 
 
 class TimeUpError(Exception):
@@ -33,7 +84,9 @@ class Deadline:
         clock: seconds.
     """
 
-    def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, minutes: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self._end = clock() + 60 * minutes
         self._longest = 0.0
@@ -55,49 +108,6 @@ class Deadline:
             raise TimeUpError
         yield
         self._longest = max(self._longest, self._clock() - start)
-
-
-def find_obstacle() -> str | None:
-    """Why nothing can be timed here."""
-    if not torch.cuda.is_available():
-        return "there is no GPU here (torch.cuda.is_available() is False)."
-    if backend(torch.device("cuda")) is not Backend.TRITON:
-        return f"the kernels do not run on the GPU ({reason(torch.device('cuda'))})."
-    return None
-
-
-def refuse_wrong(mistakes: Sequence[str]) -> None:
-    """Raises ProgramError where a check of the results found mistakes."""
-    if mistakes:
-        raise ProgramError("\n".join(["wrong results, so nothing is timed.", *mistakes]))
-
-
-def add_run_arguments(parser: argparse.ArgumentParser, file_name: str) -> None:
-    """Adds --minutes and --results to the options of a program that can be continued."""
-    parser.add_argument(
-        "--minutes",
-        type=positive,
-        metavar="M",
-        default=math.inf,
-        help="stop before so many are over; with --results the same command goes on",
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="DIR",
-        help=f"write DIR/{file_name}, row by row; one of the same commit is continued",
-    )
-
-
-def positive(text: str) -> float:
-    """An argument's type: a number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a number above 0")
-    return number
 
 
 def first_line(error: Exception) -> str:

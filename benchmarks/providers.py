@@ -1,25 +1,17 @@
 """Who computes the operations, and how one of them is called."""
 
-import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prelu_gpu
-from benchmarks.cases import NEGATIVE_SLOPE, PASSES, Case, Inputs, prelu_along
-from benchmarks.program import first_line
+from benchmarks.cases import NEGATIVE_SLOPE, PASSES, Case, Inputs
 from benchmarks.timing import Call
 
-Provider = Callable[[Case, str, list[Inputs]], Call]
-"""Prepares an operation of a case for some input sets."""
-
-
-class ProviderError(Exception):
-    """A provider that is only compared with cannot do an operation; says why."""
+OURS = "prelu_gpu"
 
 
 def provide_prelu_gpu(case: Case, op: str, sets: list[Inputs]) -> Call:
@@ -39,13 +31,13 @@ def provide_eager(case: Case, op: str, sets: list[Inputs]) -> Call:
 
 def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
     """PyTorch's operator and module, compiled for these very shapes."""
+    torch.compiler.reset()  # or it would give up after some shapes
     prelu, module = _torch_prelu(case, sets)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return prelu(x, weight)
 
-    compiled = [torch.compile(what, dynamic=False) for what in (function, module)]
-    return _tried(lambda: _call(case, op, sets, *compiled))
+    return _call(case, op, sets, *(torch.compile(f, dynamic=False) for f in (function, module)))
 
 
 def provide_copy(case: Case, op: str, sets: list[Inputs]) -> Call:
@@ -63,72 +55,13 @@ def provide_copy(case: Case, op: str, sets: list[Inputs]) -> Call:
     return call
 
 
-def provide_jax(case: Case, op: str, sets: list[Inputs]) -> Call:
-    """XLA, on the same memory."""
-    import jax
-    from jax import numpy as jnp
-
-    def prelu(x: Any, weight: Any) -> Any:
-        return jnp.where(x > 0, x, (weight.reshape(case.slope_shape) * x).astype(x.dtype))
-
-    def backward(x: Any, weight: Any, grad_y: Any) -> Any:
-        return jax.vjp(prelu, x, weight)[1](grad_y)
-
-    def step(x: Any, weight: Any, grad_y: Any) -> Any:
-        y, gradients = jax.vjp(prelu, x, weight)
-        return y, gradients(grad_y)
-
-    function = jax.jit({"backward": backward, "step": step}.get(op, prelu))
-    tensors = [inputs if PASSES[op] > 2 else inputs[:2] for inputs in sets]
-
-    def prepare() -> Call:
-        arguments = [[jnp.from_dlpack(one.detach()) for one in some] for some in tensors]
-        return lambda number: function(*arguments[number])
-
-    return _tried(prepare)
-
-
-PROVIDERS: dict[str, Provider] = {
-    "prelu_gpu": provide_prelu_gpu,
+PROVIDERS: dict[str, Callable[[Case, str, list[Inputs]], Call]] = {
+    OURS: provide_prelu_gpu,
     "eager": provide_eager,
     "compile": provide_compile,
     "copy": provide_copy,
-    "jax": provide_jax,
 }
-
-
-COMPILERS = ("compile", "jax")
-"""Providers whose code is compiled for each case and operation."""
-
-
-def serves(provider: str, case: Case) -> bool:
-    """Whether a provider knows the case: of JAX, contiguous PReLU alone."""
-    return provider != "jax" or (case.layout == "contiguous" and case.slope != "number")
-
-
-def jax_obstacle(device: torch.device) -> str | None:
-    """Why JAX cannot be timed on `device`."""
-    # It would take most of the memory at once.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    try:
-        import jax
-
-        found = jax.default_backend()
-    except (ImportError, RuntimeError) as error:
-        return first_line(error)
-    wanted = {"cuda": "gpu"}.get(device.type, device.type)
-    return None if found == wanted else f"it runs on {found} here, not on {wanted}"
-
-
-def wait_for_jax(result: object) -> None:
-    """Until the result is there: JAX has streams of its own, which PyTorch's events do not see."""
-    import jax
-
-    jax.block_until_ready(result)
-
-
-WAITS = {"jax": wait_for_jax}
-"""Providers whose device time cannot be told from their whole time, and how to wait for them."""
+"""What prepares an operation of a case for some input sets."""
 
 
 def _call(
@@ -138,7 +71,7 @@ def _call(
     prelu: Callable[[Tensor, Tensor], Tensor],
     module: Callable[[Tensor], Tensor],
 ) -> Call:
-    """A call of a function in PyTorch or, for inference, of a module."""
+    """A call of a function or, for inference, of a module."""
 
     def forward(number: int) -> Tensor:
         return prelu(sets[number].x, sets[number].weight)
@@ -174,8 +107,11 @@ class _AdaptedPReLU(nn.PReLU):
 
 
 def _adapted_prelu(dim: int, x: Tensor, weight: Tensor) -> Tensor:
-    """PyTorch's operator refuses mixed dtypes: the slope is cast, as autocast does."""
-    return prelu_along(dim, x, weight.to(x.dtype))
+    """PyTorch's operator with the slope cast, as autocast does, and along any dimension."""
+    weight = weight.to(x.dtype)
+    if weight.numel() == 1 or dim == 1:
+        return F.prelu(x, weight)
+    return F.prelu(x.movedim(dim, 1), weight).movedim(1, dim)
 
 
 def _with_number(leaky_relu: Callable[[Tensor, float], Tensor]) -> Callable[..., Tensor]:
@@ -198,13 +134,3 @@ def _with_slopes(module: nn.PReLU, sets: list[Inputs]) -> nn.PReLU:
     """A module has one set of slopes: the first."""
     module.weight = nn.Parameter(sets[0].weight.detach())
     return module
-
-
-def _tried(prepare: Callable[[], Call]) -> Call:
-    """A call that is compiled by its first run."""
-    try:
-        call = prepare()
-        call(0)
-    except Exception as error:  # whatever a compiler raises
-        raise ProviderError(first_line(error)) from error
-    return call

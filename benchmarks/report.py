@@ -1,25 +1,27 @@
 """Makes README's table of speed, and the plots, from results files; lists what is below the bar.
 
-    python -m benchmarks report            reads benchmarks/results, writes README's table, draws
-    python -m benchmarks report PATH ...   reads these files or folders, draws beside them
-    python -m benchmarks report --check    only says whether README agrees; exit status 1 if not
-
-Files <gpu>.csv, <gpu>-core.csv and <gpu>-training.csv belong together. Where the first two hold the
-same operation of the same case, the first is used.
+python -m benchmarks report            reads benchmarks/results, writes README's table, draws
+python -m benchmarks report PATH ...   reads these files or folders, draws beside them
+python -m benchmarks report --check    only says whether README agrees; exit status 1 if not
 """
 
-import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import typer
+from matplotlib import pyplot as plt
 from rich.console import Console
 
-from benchmarks.bar import bar
-from benchmarks.cases import MODELS
-from benchmarks.measured import MIB, Results, Step, find, quotient, read
-from benchmarks.plots import draw, plots
-from benchmarks.program import ProgramError, make_table, number, open_console
+from benchmarks.cases import CURVES, LEAKY, MODELS, PASSES
+from benchmarks.program import fail, make_table, open_console
+from benchmarks.providers import OURS
+from benchmarks.results import Run
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -29,193 +31,325 @@ NOT_MEASURED = (
     "PYTHON=python3\nRESULTS=DIR` on a machine with one makes them, from the checkout, with "
     "nothing installed."
 )
+EXPLANATION = (
+    "Device time for x of 16 MiB and more, whole-call time below; forward + backward: how many "
+    "times as\nlong PyTorch's module takes, eager and compiled. Extra memory: what the backward "
+    "holds beside the gradients."
+)
 
-MODEL_SETTINGS = {(case.name, case.dtype_name, case.slope_dtype_name) for case in MODELS}
+MIB = 2**20
+DEVICE_BYTES = 16 * MIB
+"""Size of x from which device time counts; below it is the time of the whole call."""
+ROOF_BYTES = 64 * MIB
+"""Size of x from which the copy is the bar."""
+NOISE = 0.97
+"""A speed-up that counts as 1."""
+
+SETTING = ["family", "case", "x", "dtype", "slope_dtype", "nbytes"]
+"""What is measured: `x` says it in words, `nbytes` is its size."""
+NETWORK = ["network", "batch", "layout", "dtype"]
+RUN = [field.name for field in fields(Run)]
+CASE = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "op", "provider"]
+FIGURES = ["device_us", "call_us", "bytes", "pct_copy", "extra_bytes", "step_us", "peak_bytes"]
+USED = [(c["case"], c["dtype"], c["slope_dtype"]) for c in (m.setting for m in MODELS + LEAKY)]
+"""The cases that are taken from models, in the dtypes they are used in."""
+CURVE_NAMES = {case.name for case in CURVES}
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the program."""
-    options = parse(arguments)
+def main(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="Files or folders; benchmarks/results if none."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; status 1 if the README disagrees.")
+    ] = False,
+) -> None:
+    """Makes README's table of speed and the plots, and lists what is below the bar.
+
+    Files <gpu>.csv, <gpu>-core.csv and <gpu>-training.csv belong together. Where the first two hold
+    the same operation of the same case, the first is used. The plots lie beside them. README.md is
+    written, or checked, where no PATH is given.
+    """
+    if check and paths:
+        raise typer.BadParameter("README.md is of benchmarks/results: give no PATH.")
     try:
-        all_results = read(
-            csv
-            for path in options.paths or [RESULTS]
-            for csv in (find(path) if path.is_dir() else [path])
-        )
-        written = []
-        if options.readme:
-            old = options.readme.read_text(encoding="utf-8")
-            new = with_block(old, block(all_results, options.readme.parent), options.readme)
-            if options.check:
-                check(old == new, options.readme)
+        gpus = read(paths or [RESULTS])
+        if not paths:
+            old = README.read_text(encoding="utf-8")
+            new = with_block(old, block(gpus))
+            if check and old != new:
+                fail(f"{README}: its table is not what `python -m benchmarks report` makes.")
+            if check:
                 return
-            options.readme.write_text(new, encoding="utf-8")
-            written.append(options.readme)
-        written += [path for results in all_results for path in draw(results)]
+            README.write_text(new, encoding="utf-8")
+        pictures = [path for stem, rows in gpus.items() for path in draw(stem, rows)]
     except OSError as error:
-        advice = "give files that can be read and written."
-        raise ProgramError(f"{error.filename}: {error.strerror}; {advice}") from error
-    except ValueError as error:
-        raise ProgramError(str(error)) from error
-
+        fail(f"{error.filename}: {error.strerror}; give files that can be read and written.")
     console = open_console()
-    if not all_results:
-        console.print(NOT_MEASURED, soft_wrap=True, markup=False)
-    for results in all_results:
-        print_bar(results, console)
-    for path in written:
-        console.print(f"Written: {path}", soft_wrap=True)
+    for rows in gpus.values():
+        print_bar(rows, console)
+    console.print("\n".join(map("Written: {}".format, pictures)) if gpus else NOT_MEASURED)
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks report",
-        description="Make README's table of speed and the plots from results files, and list what "
-        "is below the bar.",
+def read(paths: Sequence[Path]) -> dict[Path, pd.DataFrame]:
+    """The rows of results files by GPU: the folder and <gpu>, what the names of its files begin with.
+
+    Files of `tune` and of quick runs are no results.
+    """
+    files = [f for path in paths for f in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    found: dict[Path, list[pd.DataFrame]] = {}
+    # What a file before it holds is not taken from the core run.
+    for path in sorted(files, key=lambda path: path.stem.endswith(("-core", "-training"))):
+        if not path.stem.endswith(("-tune", "-quick")):
+            stem = path.with_name(path.stem.removesuffix("-core").removesuffix("-training"))
+            found.setdefault(stem, []).append(load(path))
+    gpus = {stem: pd.concat(frames) for stem, frames in found.items()}
+    for stem, rows in gpus.items():
+        first = rows.groupby([*CASE[:-1], "network"], dropna=False)["path"].transform("first")
+        gpus[stem] = rows[rows["path"] == first]
+    return {stem: rows for stem, rows in gpus.items() if len(rows)}
+
+
+def load(path: Path) -> pd.DataFrame:
+    """A file's rows, with what follows from their columns."""
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not any({*RUN, *names} <= {*rows} for names in (CASE, NETWORK)):
+        advice = "give files that `python -m benchmarks` wrote"
+        raise typer.BadParameter(f"{path}: it has other columns; {advice}.")
+    rows = rows.reindex(columns=[*RUN, *CASE, *NETWORK[:2], *FIGURES]).assign(path=path)
+    rows[FIGURES] = rows[FIGURES].apply(pd.to_numeric, errors="coerce")
+    layout = (" " + rows["layout"]).where(rows["layout"] != "contiguous", "")
+    slope = (", slope " + rows["slope_dtype"]).where(rows["slope_dtype"] != rows["dtype"], "")
+    rows["x"] = rows["shape"] + layout + ", " + rows["slope"] + ", " + rows["dtype"] + slope
+    rows["family"] = np.where(rows["slope"] == "number", "Leaky ReLU", "PReLU")
+    rows["nbytes"] = rows["bytes"] / rows["op"].map(PASSES)
+    rows["us"] = rows["device_us"].where(rows["nbytes"] >= DEVICE_BYTES, rows["call_us"])
+    rows["curve"] = rows["case"].isin(CURVE_NAMES)
+    return rows
+
+
+def pivot(rows: pd.DataFrame, figure: str, op: str, *providers: str) -> pd.DataFrame:
+    """A figure of some providers, by setting."""
+    rows = rows[rows["op"] == op].dropna(subset=figure)
+    table = rows.pivot_table(figure, SETTING, "provider", aggfunc="last", sort=False)
+    return table.reindex(columns=list(providers))
+
+
+def steps(rows: pd.DataFrame, other: str) -> pd.DataFrame:
+    """Times of prelu_gpu and of another, forward and backward together, and how they compare."""
+    step, forward, backward = (
+        pivot(rows, "us", op, OURS, other) for op in ("step", "forward", "backward")
     )
-    parser.add_argument(
-        "paths", nargs="*", type=Path, metavar="PATH", help="default: benchmarks/results"
-    )
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        metavar="README.md",
-        help="where the table is written; the checkout's, unless other results are read",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="change nothing; exit status 1 if the README's table is not what the files give",
-    )
-    options = parser.parse_args(arguments)
-    if options.readme is None and not options.paths:
-        options.readme = README
-    if options.check and options.readme is None:
-        parser.error("--check of other results than the checkout's: give the --readme, too")
-    return options
+    both = pd.concat([step.dropna(), (forward + backward).dropna()])
+    both = both[~both.index.duplicated()]
+    return both.assign(figure=both[other] / both[OURS])
 
 
-def check(agrees: bool, readme: Path) -> None:
-    """Raises ProgramError where the README disagrees."""
-    if not agrees:
-        advice = "`python -m benchmarks report` makes it"
-        raise ProgramError(f"{readme}: its table is not what the results give; {advice}.")
+class Line(NamedTuple):
+    """One line of the bar: a figure that every setting must reach."""
+
+    what: str
+    unit: str
+    least: float
+    values: pd.DataFrame
+    """`figure` of each setting, beside the times that it was made of."""
+    sign: int = 1
+    """-1 where the figure must not exceed the bar, rather than reach it."""
+
+    @property
+    def below(self) -> pd.DataFrame:
+        """The settings that miss the bar, worst first."""
+        margin = self.sign * (self.values["figure"] - self.least)
+        return self.values[margin < 0].iloc[margin[margin < 0].argsort()]
+
+    @property
+    def cells(self) -> list[str]:
+        """The line in words: what, the bar, what was measured, the verdict."""
+        asked = f"at {'least' if self.sign > 0 else 'most'} {self.least:g}{self.unit}"
+        if self.values.empty:
+            return [self.what, asked, "no rows for this line", "not measured"]
+        worst = self.sign * (self.sign * self.values["figure"]).min()
+        measured = f"{worst:.4g}{self.unit}, the worst of {len(self.values)}"
+        return [
+            self.what,
+            asked,
+            measured,
+            f"{len(self.below)} below" if len(self.below) else "met",
+        ]
 
 
-def print_bar(results: Results, console: Console) -> None:
+def bar(all_rows: pd.DataFrame) -> Iterator[Line]:
+    """The bar, and what was measured against it; PyTorch's Leaky ReLU leaves less to gain."""
+    for family in ("PReLU", "Leaky ReLU"):
+        rows = all_rows[all_rows["family"] == family]
+        for op in ("forward", "backward"):
+            values = pivot(rows, "us", op, OURS, "copy")
+            values["figure"] = pivot(rows, "pct_copy", op, OURS)[OURS]
+            large = values.index.get_level_values("nbytes") >= ROOF_BYTES
+            what = f"{family} {op}, x of 64 MiB and more"
+            yield Line(what, "% of the copy", 95, values[large].dropna(subset="figure"))
+        for other, means in (
+            ("eager", {"float32": 1.6, "float16": 2.0, "bfloat16": 2.0}),
+            ("compile", {"float32": 1.3, "float16": 1.3, "bfloat16": 1.3}),
+        ):
+            values = steps(rows, other)
+            what = f"{family} forward + backward against {other}"
+            for dtype, least in means.items() if family == "PReLU" else ():
+                yield Line(f"{what}, mean in {dtype}", "x", least, mean(values, dtype))
+            yield Line(f"{what}, every case and size", "x", NOISE, values)
+        calls = pivot(rows, "call_us", "inference", OURS, "eager").dropna()
+        calls["figure"] = calls["eager"] / calls[OURS]
+        yield Line(f"{family} inference against eager, whole call", "x", 0.95, calls)
+        extra = pivot(rows, "extra_bytes", "backward", OURS).dropna() / MIB
+        what = f"{family}: memory of the backward beside the gradients"
+        yield Line(what, " MiB", 1, extra.rename(columns={OURS: "figure"}), sign=-1)
+
+
+def mean(values: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    """The geometric mean of the cases in a dtype as one setting; curves are left out."""
+    chosen = values[values.index.get_level_values("dtype") == dtype]
+    chosen = chosen[~chosen.index.get_level_values("case").isin(CURVE_NAMES)]
+    setting = pd.MultiIndex.from_tuples([("", f"mean of {len(chosen)}", dtype, *SETTING[3:])])
+    return pd.DataFrame({"figure": np.exp(np.log(chosen["figure"]).mean())}, setting).dropna()
+
+
+def print_bar(rows: pd.DataFrame, console: Console) -> None:
     """Prints the bar, and every row below it."""
-    for path, run in results.sources:
-        console.print(f"{path}: {run}", soft_wrap=True, markup=False)
-    lines = bar(results)
+    for source in sources(rows):
+        console.print(source, soft_wrap=True, markup=False)
+    lines = list(bar(rows))
     table = make_table(["line", "bar", "measured", ""])
     for line in lines:
-        style = None if line.verdict == "met" else "red"
-        table.add_row(line.what, line.asked, line.measured, line.verdict, style=style)
+        table.add_row(*line.cells, style=None if line.cells[-1] == "met" else "red")
     console.print(table)
-
     for line in lines:
-        columns = ["case", "x", line.unit.strip(), "numbers"]
-        rows = make_table(columns, title=f"Below the bar: {line.what}")
-        for value in sorted(line.below, key=lambda value: value.figure, reverse=line.ceiling):
-            figure = line.written(value.figure).removesuffix(line.unit)
-            rows.add_row(value.setting.case, value.setting.x, figure, value.numbers)
-        if rows.row_count:
-            console.print(rows)
+        below = make_table(
+            ["case", "x"],
+            [name.replace("figure", line.unit) for name in line.values],
+            title=f"Below the bar: {line.what}",
+        )
+        for setting, row in line.below.iterrows():
+            below.add_row(*setting[1:3], *(f"{figure:.4g}" for figure in row))
+        if below.row_count:
+            console.print(below)
 
 
-def with_block(text: str, content: str, readme: Path) -> str:
+def sources(rows: pd.DataFrame) -> list[str]:
+    """A GPU's files and runs; one that was taken up again has the date of its last part."""
+    return [
+        f"[{path.name}]({link(path)}): {Run(*last)}"
+        for path, last in rows.groupby("path", sort=False)[RUN].last().iterrows()
+    ]
+
+
+def link(path: Path) -> str:
+    """A path as the README links it."""
+    return Path(os.path.relpath(path, README.parent)).as_posix()
+
+
+def with_block(text: str, content: str) -> str:
     """A README with `content` between the markers."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{readme}: no lines {BEGIN} and {END}; add them where the table belongs.")
+        fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
     return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
-def block(all_results: Sequence[Results], folder: Path) -> str:
-    """What stands between README's markers; `folder` is what its links are relative to."""
-    parts = [gpu_block(results, folder) for results in all_results]
-    return "\n\n".join(parts) if parts else NOT_MEASURED
-
-
-def gpu_block(results: Results, folder: Path) -> str:
-    """One GPU's tables and plots."""
-    parts = [
-        "\n".join(f"- {run}: [{path.name}]({link(path, folder)})" for path, run in results.sources)
-    ]
-    if results.figures:
-        parts += [
-            "Device time for x of 16 MiB and more, whole-call time below; forward + backward: how "
-            "many times as\nlong torch.nn.PReLU takes, eager and compiled. Extra memory: what the "
-            "backward holds beside the gradients.",
-            case_table(results),
-            bar_table(results),
-        ]
-        parts += [f"![{plot.title}]({link(plot.path, folder)})" for plot in plots(results)]
-    if results.training:
-        parts.append(training_table(results))
-    return "\n\n".join(parts)
-
-
-def link(path: Path, folder: Path) -> str:
-    """A path as a README in `folder` links it."""
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def case_table(results: Results) -> str:
-    """The cases that are taken from models, in the dtype they are used in."""
-    rows = []
-    for setting in results.figures:
-        if (setting.case, setting.dtype, setting.slope_dtype) not in MODEL_SETTINGS:
-            continue
-        rows.append(
-            [
-                setting.case,
-                setting.x,
-                *(number(results.pct_copy(setting, op), 0) for op in ("forward", "backward")),
-                *(number(results.speedup(setting, other), 2) for other in ("eager", "compile")),
-                number(results.extra_mib(setting, "prelu_gpu"), 2),
-                number(results.extra_mib(setting, "eager"), 0),
-            ]
-        )
-    header = [
-        "case", "x", "forward, % of copy", "backward, % of copy", "x eager", "x compile",
-        "extra MiB", "eager's",
-    ]  # fmt: skip
-    return markdown(header, rows, text_columns=2)
-
-
-def bar_table(results: Results) -> str:
-    """The bar, and what was measured against it."""
-    rows = [[line.what, line.asked, line.measured, line.verdict] for line in bar(results)]
-    return markdown(["all cases", "bar", "measured", ""], rows, text_columns=4)
-
-
-def training_table(results: Results) -> str:
-    """Whole training steps, with nn.PReLU and with prelu_gpu."""
-    rows = []
-    for (network, batch, layout, dtype), providers in results.training.items():
-        row = [network, f"{batch}, {layout}, {dtype}"]
-        for mode in ("", " compile"):
-            theirs, ours = (
-                providers.get(name + mode, Step()) for name in ("nn.PReLU", "prelu_gpu")
+def block(gpus: Mapping[Path, pd.DataFrame]) -> str:
+    """What stands between README's markers."""
+    parts = []
+    for stem, rows in gpus.items():
+        parts.append("\n".join(f"- {source}" for source in sources(rows)))
+        if rows["case"].notna().any():
+            parts += [EXPLANATION, *case_tables(rows)]
+            cells = [line.cells for line in bar(rows)]
+            parts.append(
+                markdown(pd.DataFrame(cells, columns=["all cases", "bar", "measured", ""]))
             )
-            row += [
-                number(quotient(theirs.step_us, 1e3), 2),
-                number(quotient(ours.step_us, 1e3), 2),
-                number(quotient(theirs.step_us, ours.step_us), 2),
-                number(quotient(theirs.peak_bytes, MIB), 0),
-                number(quotient(ours.peak_bytes, MIB), 0),
-            ]
-        rows.append(row)
-    header = ["training step", "batch"]
-    for mode in ("", "compiled: "):
-        header += [f"{mode}nn.PReLU, ms", "prelu_gpu, ms", "x", "peak MiB", "prelu_gpu"]
-    return markdown(header, rows, text_columns=2)
+        parts += [f"![{title}]({link(path)})" for path, title in plots(stem, rows)]
+        if rows["network"].notna().any():
+            parts.append(training_table(rows[rows["network"].notna()]))
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
-    """A table in Markdown; columns after the first ones are numbers."""
-    ruler = ["---"] * text_columns + ["--:"] * (len(header) - text_columns)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ruler, *rows))
+def case_tables(all_rows: pd.DataFrame) -> Iterator[str]:
+    """The cases that are taken from models, PReLU's and Leaky ReLU's apart."""
+    used = pd.MultiIndex.from_frame(all_rows[["case", "dtype", "slope_dtype"]]).isin(USED)
+    for family, rows in all_rows[used].groupby("family", sort=False):
+        table = rows[SETTING].drop_duplicates().set_index(SETTING, drop=False)[["case", "x"]]
+        table = table.rename(columns={"case": str(family)})
+        for op in ("forward", "backward"):
+            table[f"{op}, % of copy"] = pivot(rows, "pct_copy", op, OURS)[OURS].round()
+        for other in ("eager", "compile"):
+            table[f"x {other}"] = steps(rows, other)["figure"].round(2)
+        extra = pivot(rows, "extra_bytes", "backward", OURS, "eager") / MIB
+        table["extra MiB"], table["eager's"] = extra[OURS].round(2), extra["eager"].round()
+        yield markdown(table)
+
+
+def training_table(rows: pd.DataFrame) -> str:
+    """Whole training steps; x is nn.PReLU's time, not compiled, over the row's."""
+    table = rows[[*NETWORK, "provider"]].assign(ms=rows["step_us"] / 1e3)
+    eager = table["ms"].where(table["provider"] == "nn.PReLU")
+    table["x"] = eager.groupby([rows[name] for name in NETWORK]).transform("max") / table["ms"]
+    return markdown(table.assign(**{"peak MiB": rows["peak_bytes"] / MIB}).round(2))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; a dash where there is no figure."""
+    return table.astype(object).where(table.notna(), "-").to_markdown(index=False)
+
+
+def plots(stem: Path, rows: pd.DataFrame) -> list[tuple[Path, str]]:
+    """The plots for which there are figures: their files and titles."""
+    curves = "Speed of forward and backward against size, as a percentage of a copy's"
+    speedups = "Forward and backward together, times as fast as PyTorch's module in eager mode"
+    found = {"curves": curves} if rows["curve"].any() else {}
+    if len(without_curves(rows)):
+        found["speedup"] = speedups
+    return [(stem.with_name(f"{stem.name}-{name}.png"), title) for name, title in found.items()]
+
+
+def without_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Speed-ups against eager of every case except the curves', in all its dtypes."""
+    values = steps(rows[~rows["curve"]], "eager").reset_index()
+    worst = values.groupby(["family", "case"])["figure"].transform("min")
+    return values.assign(slower=worst < NOISE)
+
+
+def draw(stem: Path, rows: pd.DataFrame) -> list[Path]:
+    """Draws a GPU's plots; gives their files."""
+    found = plots(stem, rows)
+    for path, title in found:
+        grid = draw_curves(rows) if path.stem.endswith("-curves") else draw_speedups(rows)
+        grid.figure.suptitle("\n".join([title, *sources(rows)]), y=1, va="bottom")
+        grid.savefig(path, dpi=110)
+        plt.close(grid.figure)
+    return [path for path, _ in found]
+
+
+def draw_curves(rows: pd.DataFrame) -> sns.FacetGrid:
+    """Percentage of the copy by size: a row of panels for each kind of slope and dtype."""
+    rows = rows[rows["curve"] & rows["op"].isin(["forward", "backward"])]
+    rows = rows[rows["provider"] != "copy"].assign(MiB=rows["nbytes"] / MIB)
+    rows["kind"] = rows["slope"] + " slope, " + rows["dtype"]
+    grid = sns.relplot(
+        rows, x="MiB", y="pct_copy", hue="provider", row="kind", col="op", kind="line", marker="o",
+        height=2.6, aspect=2,
+    )  # fmt: skip
+    grid.refline(y=100).set(xscale="log", ylim=(0, None)).set_titles("{col_name}, {row_name}")
+    return grid.set_axis_labels("size of x, MiB", "% of the copy")
+
+
+def draw_speedups(rows: pd.DataFrame) -> sns.FacetGrid:
+    """A bar for each case, its slowest dtype, orange below 1; dots for every dtype."""
+    values = without_curves(rows)
+    grid = sns.catplot(
+        values, x="figure", y="case", hue="slower", row="family", kind="bar", estimator="min",
+        errorbar=None, palette={False: "#0072B2", True: "#D55E00"}, dodge=False, legend=False,
+        sharey=False, height=1 + 0.25 * values["case"].nunique(), aspect=1.5,
+    )  # fmt: skip
+    grid.map_dataframe(sns.stripplot, x="figure", y="case", color="#666666", size=3, jitter=False)
+    return grid.refline(x=1).set_titles("{row_name}").set_axis_labels("times as fast", "")

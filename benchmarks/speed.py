@@ -1,63 +1,39 @@
-"""Times prelu_gpu's operators on a GPU beside PyTorch's, torch.compile, XLA and a copy.
+"""Times prelu_gpu's operators on a GPU beside PyTorch's, torch.compile and a copy.
 
-    python -m benchmarks --core --results DIR         times the cases that tell most
-    python -m benchmarks --results DIR --minutes 7    times all, most telling first, or goes on
-    python -m benchmarks --case iresnet --op step     times some; --case takes a group too
-    python -m benchmarks --require-gpu                only says whether there is a GPU to time on
-
-Each case is checked just before it is timed. A case with wrong results is not timed; the run goes
-on with the others and ends with exit status 1. All cases are timed by the providers that do not
-compile, then by those that do. Without a GPU nothing is timed: what can be known without one is
-printed.
+python -m benchmarks speed --core --results DIR         the cases that tell most
+python -m benchmarks speed --results DIR --minutes 7    all, most telling first, or goes on
+python -m benchmarks speed --case iresnet --op step     some; --case takes a group too
 """
 
-import argparse
 import contextlib
-import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import torch
+import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.cases import (
-    CASES,
-    CORE,
-    DEVICE_BYTES,
-    DTYPES,
-    GROUPS,
-    PASSES,
-    Case,
-    Inputs,
-    check,
-    is_in,
-)
-from benchmarks.host import host_table
-from benchmarks.outlook import print_outlook
-from benchmarks.program import (
-    Deadline,
-    ProgramError,
-    TimeUpError,
-    add_run_arguments,
-    find_obstacle,
-    first_line,
-    make_table,
-    number,
-    open_console,
-    progress_bars,
-)
-from benchmarks.providers import COMPILERS, PROVIDERS, WAITS, ProviderError, jax_obstacle, serves
-from benchmarks.results import describe_run, open_results
-from benchmarks.timing import ROUNDS, Call, Device, Gpu, Measurement, count_sets, measure
+from benchmarks import program
+from benchmarks.cases import CASES, CORE, DTYPES, GROUPS, PASSES, Case, Inputs, is_in
+from benchmarks.program import Deadline, Minutes, ResultsFolder, choice, make_table, number
+from benchmarks.providers import OURS, PROVIDERS
+from benchmarks.results import ResultsFile, describe_run, open_results
+from benchmarks.timing import ROUNDS, Device, Gpu, Measurement, count_sets, measure
+from prelu_gpu.rules import gpu_rules
 
 QUICK_ROUNDS = 5
 REPLAYED_BYTES = 2**20
 """Size of x below which device times are those of CUDA-graph replays."""
+
+NAMES = (*GROUPS, *dict.fromkeys(case.name for case in CASES))
+CORE_HELP = f"The {len(CORE)} cases that tell most, one dtype each, into <gpu>-core.csv."
+QUICK_HELP = f"These in {QUICK_ROUNDS} rounds, not {ROUNDS}, into <gpu>-quick.csv."
+REQUIRE_HELP = "Only say whether there is a GPU to time on; status 1 if not."
 
 
 @dataclass(frozen=True)
@@ -80,21 +56,7 @@ class Row:
     extra_bytes: int | None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a run is made."""
-
-    ops: Sequence[str] = tuple(PASSES)
-    providers: Sequence[str] = tuple(PROVIDERS)
-    rounds: int = ROUNDS
-    folder: Path | None = None
-    """Where the results file goes."""
-    suffix: str = ""
-    """What follows the GPU's name in the file's."""
-
-
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """One operation of a case, and by whom it is still to be timed."""
 
     case: Case
@@ -104,123 +66,161 @@ class Work:
     @property
     def title(self) -> str:
         """What tells it from the others."""
-        return f"{self.case.name} {self.case.dtype_name} {self.op}"
+        return f"{self.case.title} {self.op}"
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the program."""
-    options = parse(arguments)
-    obstacle = find_obstacle()
-    if options.require_gpu:
+def main(
+    case: Annotated[list[str] | None, choice(NAMES, f"A case, or {', '.join(GROUPS)}.")] = None,
+    dtype: Annotated[list[str] | None, choice(DTYPES, f"Of x: {', '.join(DTYPES)}.")] = None,
+    op: Annotated[list[str] | None, choice(PASSES, f"{', '.join(PASSES)}.")] = None,
+    provider: Annotated[list[str] | None, choice(PROVIDERS, f"{', '.join(PROVIDERS)}.")] = None,
+    core: Annotated[bool, typer.Option("--core", help=CORE_HELP)] = False,
+    quick: Annotated[bool, typer.Option("--quick", help=QUICK_HELP)] = False,
+    minutes: Minutes = math.inf,
+    results: ResultsFolder = None,
+    require_gpu: Annotated[bool, typer.Option("--require-gpu", help=REQUIRE_HELP)] = False,
+) -> None:
+    """Times the operators beside PyTorch's, torch.compile and a copy.
+
+    Options that take a NAME may be repeated; without them everything is timed, into <gpu>.csv,
+    compilers last. Each case is checked just before it is timed. A case with wrong results is not
+    timed: the run goes on with the others and ends with status 1, as it does where a provider
+    fails. Without a GPU nothing is timed: the bytes to move and the launches are printed.
+    """
+    obstacle = program.find_obstacle()
+    if require_gpu:
         if obstacle:
-            raise ProgramError(obstacle)
+            program.fail(obstacle)
         print(f"benchmarks: {describe_run(torch.cuda.get_device_name())}")
         return
-
-    console = open_console(200)
+    cases = [
+        one
+        for one in (CORE if core or quick else CASES)
+        if (not dtype or one.setting["dtype"] in dtype)
+        and (not case or any(is_in(one, name) for name in case))
+    ]
+    if not cases:
+        raise typer.BadParameter("no case is all that --case, --dtype, --core and --quick ask for.")
+    console = program.open_console(200)
     if obstacle:
         console.print(f"Nothing is timed: {obstacle}", soft_wrap=True)
-        print_outlook(options.cases, console)
+        console.print(plan_table(cases))
         return
-    settings = Settings(
-        ops=options.op,
-        providers=options.provider,
-        rounds=QUICK_ROUNDS if options.quick else ROUNDS,
-        folder=options.results,
-        suffix="-quick" if options.quick else "-core" if options.core else "",
-    )
-    benchmark(Gpu(), options.cases, settings, Deadline(options.minutes), console)
-    console.print(host_table())
+    gpu, deadline = Gpu(), Deadline(minutes)
+    run = describe_run(gpu.name)
+    console.print(str(run), soft_wrap=True)
+    file = open_results(results, "-quick" if quick else "-core" if core else "", run, Row)
+    works = list(remaining(cases, op or PASSES, provider or PROVIDERS, file.rows if file else ()))
+    benchmark(gpu, works, file, deadline, console, QUICK_ROUNDS if quick else ROUNDS)
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; the cases it selects are `cases`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Time prelu_gpu beside PyTorch, torch.compile, XLA and a copy.",
-        epilog="python -m benchmarks {training,tune,report} --help tells of these.",
-    )
-    add = parser.add_argument
-    add("--case", nargs="+", metavar="NAME", default=[], help=f"cases, or {', '.join(GROUPS)}")
-    add("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of x")
-    add("--op", nargs="+", choices=PASSES, default=list(PASSES))
-    add("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
-    add(
-        "--core",
-        action="store_true",
-        help=f"the {len(CORE)} cases that tell most, one dtype each, into DIR/<gpu>-core.csv",
-    )
-    add(
-        "--quick",
-        action="store_true",
-        help=f"these in {QUICK_ROUNDS} rounds instead of {ROUNDS}, into DIR/<gpu>-quick.csv",
-    )
-    add_run_arguments(parser, "<gpu>.csv")
-    add(
-        "--require-gpu",
-        action="store_true",
-        help="only say whether there is a GPU to time on, with exit status 1 if there is none",
-    )
-    options = parser.parse_args(arguments)
-
-    names = {case.name: None for case in CASES}
-    for name in options.case:
-        if name not in names and name not in GROUPS:
-            parser.error(
-                f"--case {name}: give a group ({', '.join(GROUPS)}) or a case ({', '.join(names)})"
+def remaining(
+    cases: Sequence[Case],
+    ops: Sequence[str],
+    providers: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+) -> Iterator[Work]:
+    """What is to be timed and has no row yet; what compiles comes last, as it takes longest."""
+    columns = ("case", "dtype", "slope_dtype", "op", "provider")
+    finished = {tuple(row[column] for column in columns) for row in rows}
+    for compiling, case in itertools.product((False, True), cases):
+        key = [case.setting[column] for column in columns[:3]]
+        for op in (op for op in ops if op in case.ops):
+            left = tuple(
+                name
+                for name in providers
+                if (name == "compile") == compiling and (*key, op, name) not in finished
             )
-    options.cases = [
-        case
-        for case in (CORE if options.core or options.quick else CASES)
-        if case.dtype_name in options.dtype
-        and (not options.case or any(is_in(case, name) for name in options.case))
-    ]
-    if not options.cases:
-        parser.error("no case is all of what --case, --dtype, --core and --quick ask for: drop one")
-    return options
+            if left:
+                yield Work(case, op, left)
+
+
+class Bench:
+    """Checks and times operations; keeps the input sets of one case."""
+
+    def __init__(self, device: Device, rounds: int) -> None:
+        self._device = device
+        self._rounds = rounds
+        self._case: Case | None = None
+        self._sets: list[Inputs] = []
+        self.mistakes: dict[Case, list[str]] = {}
+        """What is computed wrong in each case so far, in words."""
+
+    def time(self, work: Work, advance: Callable[[], object]) -> dict[str, Measurement]:
+        """An operation by its providers and by the copy; nothing where the case is wrong."""
+        case, op, names = work
+        if case != self._case:
+            self._case, self._sets = case, []  # the last one's memory is free before the next's
+        if case not in self.mistakes:
+            self.mistakes[case] = case.mistakes(self._device.device)
+        if self.mistakes[case]:
+            return {}
+        if not self._sets:
+            sets = range(count_sets(self._device, case.nbytes))
+            self._sets = [case.inputs(self._device.device) for _ in sets]
+        providers = {
+            name: partial(PROVIDERS[name], case, op, self._sets)
+            for name in dict.fromkeys((*names, "copy"))
+        }
+        # Without grad the inference alone, and whole batches of it: switching costs a call's time.
+        with torch.set_grad_enabled(op != "inference"):
+            return measure(
+                self._device,
+                providers,
+                len(self._sets),
+                rounds=self._rounds,
+                replay=case.nbytes < REPLAYED_BYTES,
+                advance=advance,
+                may_fail=set(providers) - {OURS},
+            )
 
 
 def benchmark(
-    device: Device, cases: Sequence[Case], settings: Settings, deadline: Deadline, console: Console
+    device: Device,
+    works: Sequence[Work],
+    file: ResultsFile | None,
+    deadline: Deadline,
+    console: Console,
+    rounds: int = ROUNDS,
 ) -> None:
     """Checks the cases, times them and reports.
 
     Raises:
-        ProgramError: a results file that cannot be written or continued; at the end, cases that
-            were computed wrong and so not timed.
+        typer.Exit: at the end, with status 1: a case was computed wrong, and so not timed, or a
+            provider failed.
     """
-    run = describe_run(device.name)
-    console.print(str(run), soft_wrap=True)
-    if "jax" in settings.providers and (obstacle := jax_obstacle(device.device)):
-        console.print(f"JAX is not timed: {obstacle}", soft_wrap=True)
-        others = [name for name in settings.providers if name != "jax"]
-        settings = dataclasses.replace(settings, providers=others)
-    file = open_results(settings.folder, settings.suffix, run, Row)
-    works = list(remaining(cases, settings, file.rows if file else []))
-    left = len(works)
-    table = results_table(settings.rounds)
-    eager: dict[tuple[Case, str], Measurement | None] = {}
-    wrong: list[str] = []
-
     torch.manual_seed(0)
-    with device.stream(), progress_bars(console) as progress:
-        for work, measured, notices in time_works(
-            device, works, settings.rounds, deadline, progress
-        ):
-            left -= 1
-            if not measured:
-                notices = [notice for notice in notices if notice not in wrong]
-                wrong += notices
-            # It is measured before what is compiled.
-            compared = eager.setdefault((work.case, work.op), measured.get("eager"))
-            add_rows(table, work, measured, compared)
-            for name in work.providers:
-                if file and name in measured:
-                    file.write(make_row(work.case, work.op, name, measured))
-            for notice in notices:
-                console.print(notice, soft_wrap=True, highlight=False, markup=False)
-                if file:
-                    file.note(notice)
+    bench, table, left = Bench(device, rounds), results_table(rounds), len(works)
+    faults: dict[str, None] = {}
+
+    def say(notice: str, fault: bool) -> None:
+        if notice not in faults:
+            console.print(notice, soft_wrap=True, highlight=False, markup=False)
+            if file:
+                file.note(notice)
+        faults.update({notice: None} if fault else {})
+
+    with device.stream(), program.progress_bars(console) as progress:
+        task = progress.add_task("timing", total=left * rounds)
+        advance = partial(progress.update, task, advance=1, refresh=True)
+        with contextlib.suppress(program.TimeUpError):
+            for number_, work in enumerate(works, start=1):
+                progress.update(task, description=work.title, refresh=True)
+                with deadline.piece():
+                    measured = bench.time(work, advance)
+                left -= 1
+                progress.update(task, completed=number_ * rounds)
+                for mistake in bench.mistakes[work.case]:
+                    say(f"{work.case.title} is wrong and not timed: {mistake}", fault=True)
+                for name, one in measured.items():
+                    if one.notice:
+                        say(f"{work.title}, {name}: {one.notice}", fault=not one.call_samples)
+                    if one.call_samples:
+                        row = make_row(work, name, measured)
+                        add_row(table, row, one.spread_us)
+                        if file and name in work.providers:
+                            file.write(row)
+                table.add_section()
     console.print(table)
     if left:
         console.print(
@@ -230,117 +230,17 @@ def benchmark(
         )
     if file:
         console.print(f"Results: {file.path}", soft_wrap=True)
-    if wrong:
-        raise ProgramError("\n".join(["wrong results; these cases are not timed:", *wrong]))
+    if faults:
+        program.fail("not everything is timed:", *faults)
 
 
-def remaining(
-    cases: Sequence[Case], settings: Settings, rows: Sequence[Mapping[str, str]]
-) -> Iterator[Work]:
-    """What is to be timed and has no row yet; what compiles comes last, as it takes longest."""
-    columns = ("case", "dtype", "slope_dtype", "op", "provider")
-    finished = {tuple(row[column] for column in columns) for row in rows}
-    for compiling, case in itertools.product((False, True), cases):
-        key = case.name, case.dtype_name, case.slope_dtype_name
-        for op in (op for op in settings.ops if op in case.ops):
-            providers = tuple(
-                name
-                for name in settings.providers
-                if (name in COMPILERS) == compiling
-                and serves(name, case)
-                and (*key, op, name) not in finished
-            )
-            if providers:
-                yield Work(case, op, providers)
-
-
-def mistakes_of(case: Case, device: Device) -> list[str]:
-    """What is computed wrong in a case, in words."""
-    try:
-        mistakes = check(case, device.device)
-    except Exception as error:  # whatever a compiler raises
-        mistakes = [first_line(error)]
-    dtypes = dict.fromkeys((case.dtype_name, case.slope_dtype_name))
-    return [f"{case.name} ({', slope '.join(dtypes)}): {mistake}" for mistake in mistakes]
-
-
-def time_works(
-    device: Device, works: Sequence[Work], rounds: int, deadline: Deadline, progress: Progress
-) -> Iterator[tuple[Work, dict[str, Measurement], list[str]]]:
-    """Times operations, as many as there is time for; with each, what was unusual about it.
-
-    A case is checked before its first timing. If its results are wrong, nothing is measured, and
-    the mistakes are what was unusual.
-    """
-    task = progress.add_task("timing", total=len(works) * rounds)
-    advance = partial(progress.update, task, advance=1, refresh=True)
-    case: Case | None = None
-    sets: list[Inputs] = []
-    mistakes: dict[Case, list[str]] = {}
-    with contextlib.suppress(TimeUpError):
-        for work in works:
-            with deadline.piece():
-                if work.case != case:
-                    case, sets = work.case, []  # the last one's memory is free before the next's
-                    if case not in mistakes:
-                        progress.update(task, description=f"checking {case.name}", refresh=True)
-                        mistakes[case] = mistakes_of(case, device)
-                if mistakes[case]:
-                    progress.update(task, advance=rounds)
-                    yield work, {}, mistakes[case]
-                    continue
-                if not sets:
-                    count = count_sets(device, case.nbytes)
-                    sets = [case.inputs(device.device) for _ in range(count)]
-                    if "compile" in work.providers:
-                        torch.compiler.reset()  # or it would give up after some shapes
-                progress.update(task, description=f"timing {work.title}", refresh=True)
-                measured, notices = time_work(device, work, sets, rounds, advance)
-                yield work, measured, [f"{work.title}, {notice}" for notice in notices]
-
-
-def time_work(
-    device: Device,
-    work: Work,
-    sets: list[Inputs],
-    rounds: int,
-    advance: Callable[[], object],
-) -> tuple[dict[str, Measurement], list[str]]:
-    """Measures one operation by its providers and by the copy; and what was unusual, in words."""
-    calls: dict[str, Call] = {}
-    notices = []
-    # Without grad the inference alone, and whole batches of it: switching costs as much as a call.
-    with torch.set_grad_enabled(work.op != "inference"):
-        for name in dict.fromkeys((*work.providers, "copy")):
-            try:
-                calls[name] = PROVIDERS[name](work.case, work.op, sets)
-            except ProviderError as error:
-                notices.append(f"{name} is not timed: {error}")
-        measured = measure(
-            device,
-            calls,
-            len(sets),
-            advance,
-            rounds=rounds,
-            replay=work.case.nbytes < REPLAYED_BYTES,
-            waits=WAITS,
-        )
-    notices += [f"{name}: {m.notice}" for name, m in measured.items() if m.notice]
-    return measured, notices
-
-
-def make_row(case: Case, op: str, provider: str, measured: Mapping[str, Measurement]) -> Row:
+def make_row(work: Work, provider: str, measured: Mapping[str, Measurement]) -> Row:
     """A provider's measurement as a line of the results file."""
-    one, nbytes = measured[provider], case.bytes_moved(op)
+    one, nbytes = measured[provider], work.case.bytes_moved(work.op)
     device_us, copy_us = one.device_us, measured["copy"].device_us
     return Row(
-        case=case.name,
-        shape=case.shape_name,
-        layout=case.layout,
-        slope=case.slope,
-        dtype=case.dtype_name,
-        slope_dtype=case.slope_dtype_name,
-        op=op,
+        **work.case.setting,
+        op=work.op,
         provider=provider,
         device_us=device_us and round(device_us, 3),
         call_us=round(one.call_us, 3),
@@ -351,60 +251,48 @@ def make_row(case: Case, op: str, provider: str, measured: Mapping[str, Measurem
     )
 
 
-def speedup(case: Case, over: Measurement | None, one: Measurement) -> float | None:
-    """How many times as fast as another provider, by the time that counts at this size."""
-    if over is None:
-        return None
-    if case.nbytes >= DEVICE_BYTES and over.device_us and one.device_us:
-        return over.device_us / one.device_us
-    return over.call_us / one.call_us
-
-
 def results_table(rounds: int) -> Table:
     """The empty table of a run."""
     return make_table(
         ["case", "x", "slope", "op", "provider"],
-        [
-            "device us",
-            "IQR us",
-            "call us",
-            "GB/s",
-            "% of copy",
-            "x eager",
-            "extra MiB",
-        ],
+        ["device us", "IQR us", "call us", "GB/s", "% of copy", "extra MiB"],
         title=f"Caches cold from 1 MiB on, providers in turn, medians of {rounds} rounds; IQR is "
         "the spread of the device time",
         caption="eager: torch.nn.functional's prelu, or leaky_relu where the slope is a number; "
         "compile: the same under torch.compile, a float32 slope beside a half-precision input cast "
-        "as autocast does; inference: the modules without grad. copy: moves as many bytes as the "
-        "operation. x eager: by device time where x has 16 MiB or more, else by call "
-        "time. Device times of x below 1 MiB are of CUDA-graph replays. jax: whole calls alone, "
-        "PReLU of contiguous tensors alone.",
+        "as autocast does; inference: the modules without grad; copy: moves as many bytes as the "
+        "operation. Device times of x below 1 MiB are of CUDA-graph replays. `python -m benchmarks "
+        "report` compares the providers.",
     )
 
 
-def add_rows(
-    table: Table, work: Work, measured: Mapping[str, Measurement], eager: Measurement | None
-) -> None:
-    """Adds one operation of one case; slower than eager is red."""
-    case = work.case
-    for name, one in measured.items():
-        row = make_row(case, work.op, name, measured)
-        x_eager = speedup(case, eager, one)
-        table.add_row(
-            case.name,
-            f"{row.dtype} {row.shape}",
-            f"{row.slope}, {row.slope_dtype}",
-            work.op,
-            name,
-            number(row.device_us, 1),
-            number(one.spread_us, 1),
-            number(row.call_us, 1),
-            number(row.gbps, 0),
-            number(row.pct_copy, 1),
-            number(x_eager, 2),
-            number(row.extra_bytes and row.extra_bytes / 2**20, 2),
-            style="red" if x_eager is not None and x_eager < 1 else None,
-        )
-    table.add_section()
+def add_row(table: Table, row: Row, spread_us: float) -> None:
+    """Adds a provider's measurement."""
+    table.add_row(
+        row.case,
+        f"{row.dtype} {row.shape}",
+        f"{row.slope}, {row.slope_dtype}",
+        row.op,
+        row.provider,
+        number(row.device_us, 1),
+        number(spread_us, 1),
+        number(row.call_us, 1),
+        number(row.gbps, 0),
+        number(row.pct_copy, 1),
+        number(row.extra_bytes and row.extra_bytes / 2**20, 2),
+    )
+
+
+def plan_table(cases: Sequence[Case]) -> Table:
+    """What every case must move, in the first of its dtypes, and how it would be launched."""
+    title = "Bytes to move, and launches on an H100 (132 multiprocessors)"
+    columns = [f"{op}{what}" for op in ("forward", "backward") for what in (" MB", "", " grid")]
+    table = make_table(["case", "x"], columns, title)
+    for case in {case.name: case for case in reversed(cases)}.values():
+        cells = []
+        for op in ("forward", "backward"):
+            plan = case.plan(op, gpu_rules(132, case.dtype.itemsize, op == "backward"))
+            grid = " x ".join(map(str, plan.grid))
+            cells += [f"{case.bytes_moved(op) / 1e6:.1f}", plan.kind.value, grid]
+        table.add_row(case.name, f"{case.setting['dtype']} {case.setting['shape']}", *cells)
+    return table

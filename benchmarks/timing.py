@@ -1,21 +1,21 @@
 """How it is measured: cold caches, providers in turn, device time apart from whole-call time."""
 
 import itertools
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import torch
+from torch.utils import benchmark
 
 from benchmarks.program import first_line
 
 ROUNDS = 15
 BATCH_US = 2500.0
-"""Device time that a batch of calls aims at, long beside the resolution of events (0.5 us)."""
+"""Device time that a batch of calls aims at, long beside the resolution of events."""
 BATCH_CALLS = 64
 """Most calls in a batch: the driver queues about a thousand launches before it makes the host
 wait."""
@@ -35,6 +35,18 @@ Call = Callable[[int], object]
 """Runs one operation on the input set of that number and returns what it allocated."""
 
 
+@dataclass
+class Batch:
+    """Calls that are timed together."""
+
+    run: Callable[[], object]
+    calls: int
+    lead: int = LEAD_CYCLES
+    """Cycles that the device spins while the host queues the calls."""
+    notice: str | None = None
+    """What is unusual about its times."""
+
+
 class Device(Protocol):
     """What a measurement needs of a device; tests bring their own."""
 
@@ -45,20 +57,20 @@ class Device(Protocol):
     def stream(self) -> AbstractContextManager[object]:
         """Where everything that is measured must run."""
 
-    def device_us(self, batch: Callable[[], object]) -> float:
-        """Time the device takes for `batch`, without the host's part; above 0."""
+    def device_us(self, batch: Batch) -> float:
+        """Time the device takes for a batch, without the host's part; above 0."""
 
-    def call_us(self, batch: Callable[[], object]) -> float:
-        """Time from the first call of `batch` until its last result is there."""
+    def call_us(self, run: Callable[[], object]) -> float:
+        """Time from the first call of `run` until its last result is there."""
 
     def extra_bytes(self, call: Callable[[], object]) -> int:
         """Most memory that `call` held at once beside what it returns."""
 
-    def capture(self, batch: Callable[[], object]) -> Callable[[], None]:
-        """What `batch` launches, as a CUDA graph: a function that replays it.
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        """What `run` launches, as a CUDA graph: a function that replays it.
 
         Raises:
-            RuntimeError: something in `batch` cannot be captured.
+            RuntimeError: something in `run` cannot be captured.
         """
 
 
@@ -73,43 +85,45 @@ class Gpu:
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
         self._stream = torch.cuda.Stream()
-        self._lead_cycles = LEAD_CYCLES
 
     def stream(self) -> AbstractContextManager[object]:
         """A stream beside the default one, on which nothing can be captured."""
         return torch.cuda.stream(self._stream)
 
-    def device_us(self, batch: Callable[[], object]) -> float:
-        """Time between events around `batch`.
+    def device_us(self, batch: Batch) -> float:
+        """Time between events around the batch.
 
-        The device idles in a spin kernel until the host has queued the whole batch; a batch that
-        was not queued in time is repeated behind a longer spin. The next batch spins twice as long
-        as the host took for this one: one hiccup does not lengthen all that follow. What never fits
-        (it waits for the device itself) is timed with its gaps.
+        The device spins until the host has queued the whole batch; one that was not queued in time
+        is repeated behind a longer spin. The next spin is twice as long as the host took: one
+        hiccup does not lengthen all that follow.
         """
         while True:
-            torch.cuda._sleep(self._lead_cycles)
+            torch.cuda._sleep(batch.lead)
             start = time.perf_counter()
             self._start.record()
-            batch()
+            batch.run()
             self._end.record()
             queuing = time.perf_counter() - start
             queued_in_time = not self._start.query()
             self._end.synchronize()
-            never = self._lead_cycles >= LEAD_LIMIT
             if queued_in_time:
                 needed = int(2 * queuing * LEAD_CYCLES_PER_S)
-                self._lead_cycles = min(self._lead_cycles, max(needed, LEAD_CYCLES))
-            else:
-                self._lead_cycles = LEAD_CYCLES if never else 2 * self._lead_cycles
-            if queued_in_time or never:
-                return max(self._start.elapsed_time(self._end) * 1e3, RESOLUTION_US)
+                batch.lead = min(batch.lead, max(needed, LEAD_CYCLES))
+                break
+            if batch.lead >= LEAD_LIMIT:  # it waits for the device itself
+                batch.notice = "never queued in time: its device time includes the host's gaps"
+                break
+            batch.lead *= 2
+        us = self._start.elapsed_time(self._end) * 1e3
+        if us < RESOLUTION_US:
+            batch.notice = f"events see no time pass: {RESOLUTION_US} us stand for a batch"
+        return max(us, RESOLUTION_US)
 
-    def call_us(self, batch: Callable[[], object]) -> float:
+    def call_us(self, run: Callable[[], object]) -> float:
         """Time by the host's clock, the last synchronisation included."""
         torch.cuda.synchronize()
         start = time.perf_counter()
-        batch()
+        run()
         torch.cuda.synchronize()
         return (time.perf_counter() - start) * 1e6
 
@@ -121,45 +135,43 @@ class Gpu:
         del result
         return extra
 
-    def capture(self, batch: Callable[[], object]) -> Callable[[], None]:
-        """Records `batch`, which must have run before."""
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Records `run`, which must have run before."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            batch()
+            run()
         return graph.replay
 
 
 @dataclass
 class Measurement:
-    """One provider's samples, a round each, and its memory."""
+    """One provider's samples in microseconds, a round each; none where it failed."""
 
-    extra_bytes: int | None
-    """None, as device times, where work is not on PyTorch's streams and in its allocator."""
+    extra_bytes: int | None = None
     device_samples: list[float] = field(default_factory=list)
     call_samples: list[float] = field(default_factory=list)
     notice: str | None = None
-    """What is unusual about it."""
+    """What is unusual about it, or why it failed."""
 
     @property
     def device_us(self) -> float | None:
         """Median device time of a call."""
-        return statistics.median(self.device_samples) if self.device_samples else None
+        return summary(self.device_samples).median if self.device_samples else None
 
     @property
     def call_us(self) -> float:
         """Median whole time of a call."""
-        return statistics.median(self.call_samples)
+        return summary(self.call_samples).median
 
     @property
     def spread_us(self) -> float:
         """Interquartile range of the device times, or where there are none of the whole times."""
-        return spread(self.device_samples or self.call_samples)
+        return summary(self.device_samples or self.call_samples).iqr
 
 
-def spread(samples: Sequence[float]) -> float:
-    """The interquartile range."""
-    lower, _, upper = statistics.quantiles(samples, n=4)
-    return upper - lower
+def summary(samples: Sequence[float]) -> benchmark.Measurement:
+    """PyTorch's median and interquartile range (iqr) of samples, in their own unit."""
+    return benchmark.Measurement(1, list(samples), benchmark.TaskSpec("", ""))
 
 
 class Rotation:
@@ -188,95 +200,92 @@ def count_sets(device: Device, nbytes: int) -> int:
 
 def measure(
     device: Device,
-    calls: Mapping[str, Call],
+    providers: Mapping[str, Callable[[], Call]],
     sets: int,
-    advance: Callable[[], object],
     *,
     rounds: int = ROUNDS,
     replay: bool = False,
-    waits: Mapping[str, Callable[[object], None]] | None = None,
+    advance: Callable[[], object] = lambda: None,
+    may_fail: Collection[str] = (),
 ) -> dict[str, Measurement]:
     """Measures calls by several providers, all of them in every round.
 
     Args:
         device: where they run.
-        calls: each provider's call.
-        sets: how many input sets they know.
-        advance: called after every round.
+        providers: what prepares each provider's call.
+        sets: how many input sets the calls know.
         rounds: how many samples are taken.
         replay: take device times from replays of a CUDA graph of one rotation, as the device does
             what is small faster than a host can ask for it.
-        waits: for providers that the device's events do not see, what waits for a result.
+        advance: called after every round.
+        may_fail: providers whose errors end nothing but their own measurement.
     """
-    timed = {
-        name: _prepare(device, call, sets, replay, (waits or {}).get(name))
-        for name, call in calls.items()
-    }
+    measured: dict[str, Measurement] = {}
+    timed: dict[str, _Timed] = {}
+
+    def attempt(name: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception as error:  # compilers raise of all kinds
+            if name not in may_fail:
+                raise
+            measured[name] = Measurement(notice=f"failed: {first_line(error)}")
+            timed.pop(name, None)
+
+    def prepare(name: str, provider: Callable[[], Call]) -> None:
+        timed[name] = _Timed(device, provider(), sets, replay)
+
+    for name, provider in providers.items():
+        attempt(name, partial(prepare, name, provider))
     for _ in range(rounds):
-        for one in timed.values():
-            one.sample(device)
+        for name, one in list(timed.items()):
+            attempt(name, one.sample)
         advance()
-    return {name: one.measurement for name, one in timed.items()}
+    measured |= {name: one.measurement() for name, one in timed.items()}
+    return {name: measured[name] for name in providers}
 
 
-@dataclass
-class _Batch:
-    """Calls that are timed together."""
-
-    run: Callable[[], object]
-    calls: int
-
-
-@dataclass
 class _Timed:
     """A provider's batches, and what was measured of them."""
 
-    whole: _Batch
-    on_device: _Batch | None
-    measurement: Measurement
+    def __init__(self, device: Device, call: Call, sets: int, replay: bool) -> None:
+        self._device = device
+        self._samples = Measurement()
+        rotation = Rotation(call, sets)
+        # The first round compiles, the second finds the memory that every later one reuses.
+        rotation.run(2 * sets)
+        tried = Batch(partial(rotation.run, min(sets, BATCH_CALLS)), min(sets, BATCH_CALLS))
+        calls = _fill(device.device_us(tried) / tried.calls)
+        self._whole = self._on_device = Batch(partial(rotation.run, calls), calls)
+        self._samples.extra_bytes = device.extra_bytes(partial(call, 0))
+        if replay:
+            try:
+                graph = device.capture(partial(Rotation(call, sets).run, sets))
+            except RuntimeError as error:
+                self._samples.notice = f"no CUDA graph, timed with events: {first_line(error)}"
+            else:
+                replays = _fill(device.device_us(Batch(graph, sets)))
+                self._on_device = Batch(partial(_repeat, graph, replays), replays * sets)
 
-    def sample(self, device: Device) -> None:
-        if self.on_device:
-            device_us = device.device_us(self.on_device.run) / self.on_device.calls
-            self.measurement.device_samples.append(device_us)
-        call_us = device.call_us(self.whole.run) / self.whole.calls
-        self.measurement.call_samples.append(call_us)
+    def sample(self) -> None:
+        """Takes one sample of each time."""
+        device_us = self._device.device_us(self._on_device) / self._on_device.calls
+        self._samples.device_samples.append(device_us)
+        call_us = self._device.call_us(self._whole.run) / self._whole.calls
+        self._samples.call_samples.append(call_us)
 
-
-def _prepare(
-    device: Device, call: Call, sets: int, replay: bool, wait: Callable[[object], None] | None
-) -> _Timed:
-    rotation = Rotation(call, sets)
-    # The first round compiles, the second finds the memory that every later one reuses.
-    rotation.run(2 * sets)
-    tried = min(sets, BATCH_CALLS)
-    if wait is not None:
-
-        def run(calls: int) -> None:
-            wait(rotation.run(calls))
-
-        calls = _fill(device.call_us(partial(run, tried)) / tried)
-        return _Timed(_Batch(partial(run, calls), calls), None, Measurement(extra_bytes=None))
-
-    calls = _fill(device.device_us(partial(rotation.run, tried)) / tried)
-    batch = _Batch(partial(rotation.run, calls), calls)
-    measurement = Measurement(device.extra_bytes(partial(call, 0)))
-    if not replay:
-        return _Timed(batch, batch, measurement)
-    try:
-        graph = device.capture(partial(Rotation(call, sets).run, sets))
-    except RuntimeError as error:
-        measurement.notice = f"no CUDA graph, timed with events: {first_line(error)}"
-        return _Timed(batch, batch, measurement)
-    replays = _fill(device.device_us(graph))
-
-    def run_graph() -> None:
-        for _ in range(replays):
-            graph()
-
-    return _Timed(batch, _Batch(run_graph, replays * sets), measurement)
+    def measurement(self) -> Measurement:
+        """The samples, and what was unusual about them."""
+        notices = filter(None, (self._samples.notice, self._on_device.notice))
+        self._samples.notice = "; ".join(notices) or None
+        return self._samples
 
 
 def _fill(us: float) -> int:
     """How many repetitions of so many microseconds fill a batch."""
     return min(max(round(BATCH_US / us), 1), BATCH_CALLS)
+
+
+def _repeat(run: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        run()

@@ -9,6 +9,7 @@ from .modules import LeakyReLU, PReLU, SharedAxesPReLU
 from .optim import parameter_groups
 from .override import disable, enable, enabled
 from .switch import accelerate, restore
+from .threshold import get_kernel_threshold, kernel_threshold, set_kernel_threshold
 
 __all__ = [
     "LeakyReLU",
@@ -19,9 +20,12 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "get_kernel_threshold",
+    "kernel_threshold",
     "leaky_relu",
     "parameter_groups",
     "prelu",
     "restore",
+    "set_kernel_threshold",
 ]
 __version__ = "0.1.0"

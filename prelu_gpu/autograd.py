@@ -1,37 +1,45 @@
 """The family as autograd functions around the kernels."""
 
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import eager, ops
-from .backend import WITHOUT_TRITON, is_batched, is_distributed, is_plain
-from .checks import check_memory
-from .ops import kernels
+from . import composed, ops
+from ._torch import is_batched
+from .backend import WITHOUT_TRITON
+from .route import Route, route
 
-if TYPE_CHECKING or WITHOUT_TRITON is None:
+SERVED_BY: dict[Route, Any] = {Route.DISPATCHED: ops, Route.COMPOSED: composed}
+"""The modules whose functions compute, by route."""
+
+if WITHOUT_TRITON is None:
     from . import launch
+
+    SERVED_BY[Route.KERNELS] = launch
 
 
 class PReLUFunction(torch.autograd.Function):
     """PReLU with one backward pass for both gradients; saves the input and the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
-        """Runs the forward kernel."""
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, channel_dim: int | None, served_by: ModuleType
+    ) -> Tensor:
+        """Runs the forward kernel, by a module of SERVED_BY."""
         ctx.save_for_backward(x, weight)
         ctx.channel_dim = channel_dim
-        y: Tensor = kernels(x).prelu_forward(x, weight, channel_dim)
+        y: Tensor = served_by.prelu_forward(x, weight, channel_dim)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Runs the backward kernel for the gradients that are needed."""
         x, weight = ctx.saved_tensors
-        served_by = kernels(x) if _by_kernel(grad_y, x, weight) else eager
+        served_by = SERVED_BY[_backward_route(grad_y, x, weight)]
         needs = ctx.needs_input_grad[:2]
-        return *served_by.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None
+        return *served_by.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None, None
 
 
 class CompiledPReLUFunction(torch.autograd.Function):
@@ -42,7 +50,7 @@ class CompiledPReLUFunction(torch.autograd.Function):
         """PyTorch's operators."""
         ctx.save_for_backward(x, weight)
         ctx.channel_dim = channel_dim
-        return eager.prelu(x, weight, channel_dim)
+        return composed.prelu_forward(x, weight, channel_dim)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -56,42 +64,40 @@ class LeakyReLUFunction(torch.autograd.Function):
     """Leaky ReLU; saves the input, or in place the output."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, negative_slope: float, inplace: bool) -> Tensor:
-        """Runs the forward kernel."""
+    def forward(
+        ctx: Any, x: Tensor, negative_slope: float, inplace: bool, served_by: ModuleType
+    ) -> Tensor:
+        """Runs the forward kernel, by a module of SERVED_BY; in place by `launch` alone."""
         ctx.negative_slope, ctx.inplace = negative_slope, inplace
         if inplace:
             ctx.mark_dirty(x)
             y = launch.leaky_relu_forward_(x, negative_slope)
         else:
-            y = kernels(x).leaky_relu_forward(x, negative_slope)
+            y = served_by.leaky_relu_forward(x, negative_slope)
         ctx.save_for_backward(y if inplace else x)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None]:
         """Runs the backward kernel."""
         (saved,) = ctx.saved_tensors
+        way = _backward_route(grad_y, saved)
         # PyTorch's operator has the error for a negative slope in place.
         refused = ctx.inplace and not ctx.negative_slope >= 0
-        if _by_kernel(grad_y, saved) and not refused:
-            return kernels(saved).leaky_relu_backward(grad_y, saved, ctx.negative_slope), None, None
-        return (
-            eager.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace),
-            None,
-            None,
-        )
+        if way is Route.COMPOSED or refused:
+            grad_x = composed.leaky_relu_backward(grad_y, saved, ctx.negative_slope, ctx.inplace)
+        else:
+            grad_x = SERVED_BY[way].leaky_relu_backward(grad_y, saved, ctx.negative_slope)
+        return grad_x, None, None, None
 
 
-def _by_kernel(grad_y: Tensor, *saved: Tensor) -> bool:
-    """Whether the backward may be a kernel's.
+def _backward_route(grad_y: Tensor, *saved: Tensor) -> Route:
+    """The route of a backward whose forward was a kernel's.
 
     With create_graph=True the gradients must be differentiable, and batched gradients have no
     memory of their own: PyTorch's operators.
     """
     if is_batched(grad_y):
-        return False
-    if is_plain(grad_y, *saved):
-        check_memory(grad_y, *saved)
-    elif not is_distributed(grad_y, *saved):
-        return False
-    return not torch.is_grad_enabled()
+        return Route.COMPOSED
+    way = route(grad_y, *saved)
+    return Route.COMPOSED if torch.is_grad_enabled() else way

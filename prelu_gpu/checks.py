@@ -32,14 +32,14 @@ BESIDE_DENSE = {
 _PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 
 
-def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
+def checked_channel_dim(input: Tensor, weight: Tensor, dim: int) -> int | None:
     """Checks that tensors suit each other; gives the slope's dimension, None for a shared slope."""
     if input.device != weight.device:
         raise RuntimeError(
             "prelu: Expected all tensors to be on the same device, but got input on "
             f"{input.device} and weight on {weight.device}. Move one with .to(device)."
         )
-    dim = check_dim("prelu", dim)
+    dim = checked_dim("prelu", dim)
     if (
         not (input.layout is weight.layout is torch.strided)
         or input.is_quantized
@@ -78,7 +78,7 @@ def check_prelu(input: Tensor, weight: Tensor, dim: int) -> int | None:
     return channel_dim
 
 
-def check_dim(function: str, dim: int) -> int:
+def checked_dim(function: str, dim: int) -> int:
     """Checks that `dim` is an integer, whether or not it is in range."""
     try:
         return operator.index(dim)
@@ -88,7 +88,7 @@ def check_dim(function: str, dim: int) -> int:
         ) from None
 
 
-def check_negative_slope(input: Tensor, negative_slope: float | Tensor) -> float:
+def checked_negative_slope(input: Tensor, negative_slope: float | Tensor) -> float:
     """Checks the slope of `leaky_relu`, and gives it as a float."""
     if isinstance(negative_slope, Tensor) and negative_slope.dim() == 0:
         # A number to PyTorch, unless a gradient would be lost.

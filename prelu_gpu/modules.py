@@ -2,14 +2,13 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy, Tracer
 
-from .checks import check_dim, refuse_scripting
+from .checks import checked_dim, refuse_scripting
 from .functional import leaky_relu, prelu
+from .recorded import leaf_of_fx
 
 
 class PReLU(nn.PReLU):
@@ -17,7 +16,7 @@ class PReLU(nn.PReLU):
 
     Args:
         num_parameters: 1 for one shared slope, else the number of channels.
-        init: the slopes' first value.
+        init: the initial value of the slopes.
         device: of the slopes.
         dtype: of the slopes.
         dim: the dimension of the channels, where there is more than one slope.
@@ -27,10 +26,10 @@ class PReLU(nn.PReLU):
         - output: ``(*)``, with the input's dtype and, where it is dense, its memory layout.
 
     Attributes:
-        weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them to 0, which makes a
-            ReLU: :func:`prelu_gpu.parameter_groups` leaves them out of it.
+        weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them toward 0, a ReLU;
+            :func:`prelu_gpu.parameter_groups` exempts them.
 
-    Slopes are kept in a range, as by Keras's `alpha_constraint`, by a parametrisation, of a
+    A parametrisation keeps slopes in a range, as Keras's `alpha_constraint` does. It works for
     :class:`torch.nn.PReLU` too:
 
     >>> class Range(torch.nn.Module):
@@ -38,8 +37,8 @@ class PReLU(nn.PReLU):
     ...         return weight.clamp(0.0, 1.0)
     >>> act = torch.nn.utils.parametrize.register_parametrization(PReLU(64), "weight", Range())
 
-    The parameter itself, ``act.parametrizations.weight.original``, may leave the range. It gets no
-    gradient there, where Keras moves it back after each step.
+    The parameter itself, ``act.parametrizations.weight.original``, may leave the range, and gets no
+    gradient there; Keras moves it back after each step.
 
     Errors and dtypes are those of :func:`prelu_gpu.prelu`.
     """
@@ -59,13 +58,12 @@ class PReLU(nn.PReLU):
         dim: int = 1,
     ) -> None:
         super().__init__(num_parameters, init, device, dtype)
-        if check_dim("PReLU", dim) != 1:
+        if checked_dim("PReLU", dim) != 1:
             self.dim = dim
 
+    @leaf_of_fx
     def forward(self, input: Tensor) -> Tensor:
         """Applies PReLU."""
-        if isinstance(input, Proxy) and _is_leaf(self, input.tracer):
-            return _call_in_graph(self, input)
         return prelu(input, self.weight, dim=self.dim)
 
     def extra_repr(self) -> str:
@@ -79,10 +77,9 @@ class SharedAxesPReLU(nn.Module):
 
     Args:
         input_shape: the input's shape without the batch; None is allowed along shared axes.
-        shared_axes: the axes, or axis, along which slopes are shared, counted as Keras does, with
-            the batch as 0; for pictures (batch, channels, height, width), [2, 3] makes one for each
-            channel.
-        init: the slopes' first value.
+        shared_axes: the axis or axes along which slopes are shared. The batch is axis 0, as in
+            Keras: for images (batch, channels, height, width), [2, 3] gives a slope per channel.
+        init: the initial value of the slopes.
         device: of the slopes.
         dtype: of the slopes.
 
@@ -93,10 +90,10 @@ class SharedAxesPReLU(nn.Module):
     Attributes:
         weight: the slopes, of shape `input_shape` with 1 along the shared axes; Keras's `alpha`.
 
-    The values are Keras's; its gradient at exactly 0 is 0, this one's that of PyTorch: the slope's
-    side. Slopes whose axes do not lie together in memory are copied on every call, along what lies
-    between them. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis that is
-    not there.
+    The values are Keras's. The gradient at exactly 0 is 0 in Keras, and the slope's side here, as
+    in PyTorch. Slopes whose axes do not lie together in memory are repeated along the axes between
+    them in every call. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis
+    that does not exist.
     """
 
     __prepare_scriptable__ = refuse_scripting
@@ -139,10 +136,9 @@ class SharedAxesPReLU(nn.Module):
         """Sets the slopes to `init`, as FSDP does to modules that come from the meta device."""
         nn.init.constant_(self.weight, self.init)
 
+    @leaf_of_fx
     def forward(self, input: Tensor) -> Tensor:
         """Applies PReLU."""
-        if isinstance(input, Proxy) and _is_leaf(self, input.tracer):
-            return _call_in_graph(self, input)
         if isinstance(input, Tensor) and input.dim() != self.weight.dim() + 1:
             raise RuntimeError(
                 f"SharedAxesPReLU: expected an input of {self.weight.dim() + 1} dimensions, the "
@@ -171,22 +167,7 @@ class LeakyReLU(nn.LeakyReLU):
 
     __prepare_scriptable__ = refuse_scripting
 
+    @leaf_of_fx
     def forward(self, input: Tensor) -> Tensor:
         """Applies Leaky ReLU."""
-        if isinstance(input, Proxy) and _is_leaf(self, input.tracer):
-            return _call_in_graph(self, input)
         return leaky_relu(input, self.negative_slope, self.inplace)
-
-
-def _is_leaf(module: nn.Module, tracer: object) -> bool:
-    """Whether torch.fx shall record a call of a module, as of torch.nn's, and not what is in it.
-
-    What looks for modules in a graph finds it then. Hooks, which have run by now, would run again.
-    """
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return isinstance(tracer, Tracer) and tracer.root is not module and not hooks
-
-
-def _call_in_graph(module: nn.Module, input: Proxy) -> Proxy:
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})  # type: ignore[no-any-return]

@@ -1,18 +1,18 @@
 """The kernels as operators of PyTorch's dispatcher: `torch.ops.prelu_gpu`.
 
-For what must see each call there, as a dispatch mode; other calls save the time. No operator has a
-derivative of its own: autograd.py calls them.
+Used where a dispatch mode must see every call, or the dispatcher unwrap its tensors; other calls
+skip the dispatcher. No operator has a derivative of its own: autograd.py calls them.
 """
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import eager
-from .backend import PLAIN_TYPES, WITHOUT_TRITON, Backend, backend, untraced, watchers
-from .checks import check_memory, check_negative_slope, check_prelu, check_tensor
+from . import composed
+from ._torch import untraced
+from .backend import WITHOUT_TRITON, has_kernels
+from .checks import check_memory, check_tensor, checked_channel_dim, checked_negative_slope
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
@@ -25,7 +25,7 @@ def _check(x: Tensor, weight: Tensor, channel_dim: int | None) -> int | None:
     """Checks arguments as `prelu_gpu.prelu`; gives the slope's dimension."""
     check_tensor("prelu", "input", 1, x)
     check_tensor("prelu", "weight", 2, weight)
-    checked = check_prelu(x, weight, 1 if channel_dim is None else channel_dim)
+    checked = checked_channel_dim(x, weight, 1 if channel_dim is None else channel_dim)
     if weight.numel() != 1 and (channel_dim is None or checked is None):
         raise RuntimeError(
             f"torch.ops.prelu_gpu: got {weight.numel()} slopes of shape {tuple(weight.shape)} for "
@@ -47,8 +47,8 @@ def _check_gradient(grad_y: Tensor, x: Tensor) -> None:
 def _prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     channel_dim = _check(x, weight, channel_dim)
     check_memory(x, weight)
-    if backend(x.device) is Backend.EAGER:
-        return eager.prelu(x, weight, channel_dim)
+    if not has_kernels(x.device):
+        return composed.prelu_forward(x, weight, channel_dim)
     return launch.prelu_forward(x, weight, channel_dim)
 
 
@@ -59,27 +59,27 @@ def _prelu_backward(
     _check_gradient(grad_y, x)
     check_memory(grad_y, x, weight)
     needs_x, needs_weight = needs
-    if backend(x.device) is Backend.EAGER:
-        return eager.prelu_backward(grad_y, x, weight, channel_dim, (needs_x, needs_weight))
+    if not has_kernels(x.device):
+        return composed.prelu_backward(grad_y, x, weight, channel_dim, (needs_x, needs_weight))
     return launch.prelu_backward(grad_y, x, weight, channel_dim, (needs_x, needs_weight))
 
 
 def _leaky_relu(x: Tensor, negative_slope: float) -> Tensor:
     check_tensor("leaky_relu", "input", 1, x)
-    check_negative_slope(x, negative_slope)
+    checked_negative_slope(x, negative_slope)
     check_memory(x)
-    if backend(x.device) is Backend.EAGER:
-        return eager.leaky_relu(x, negative_slope, False)
+    if not has_kernels(x.device):
+        return composed.leaky_relu_forward(x, negative_slope)
     return launch.leaky_relu_forward(x, negative_slope)
 
 
 def _leaky_relu_backward(grad_y: Tensor, saved: Tensor, negative_slope: float) -> Tensor:
     check_tensor("leaky_relu", "input", 2, saved)
-    check_negative_slope(saved, negative_slope)
+    checked_negative_slope(saved, negative_slope)
     _check_gradient(grad_y, saved)
     check_memory(grad_y, saved)
-    if backend(saved.device) is Backend.EAGER:
-        return eager.leaky_relu_backward(grad_y, saved, negative_slope, False)
+    if not has_kernels(saved.device):
+        return composed.leaky_relu_backward(grad_y, saved, negative_slope)
     return launch.leaky_relu_backward(grad_y, saved, negative_slope)
 
 
@@ -133,8 +133,3 @@ leaky_relu_backward = _define(
     _leaky_relu_backward,
     _fake_leaky_relu_backward,
 )
-
-
-def kernels(x: Tensor) -> Any:
-    """The module to call kernels in: launch.py for a plain tensor that no dispatch mode watches."""
-    return sys.modules[__name__] if watchers() or type(x) not in PLAIN_TYPES else launch

@@ -1,27 +1,17 @@
-"""How the operators act on the shards of DTensors, and which tensors they see so.
+"""How the operators act on the shards of DTensors: importing this registers the rules.
 
-Imported where such a tensor has arrived: without one, torch.distributed.tensor is slow to import.
+It is imported where such a tensor has arrived, since torch.distributed.tensor is slow to import.
 """
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 from torch.distributed.tensor.placement_types import Placement
 
 from . import ops
-from .backend import PLAIN_TYPES
-
-UNWRAPPED: tuple[frozenset[type[Tensor]], ...] = (
-    frozenset((DTensor,)),
-    PLAIN_TYPES | {AsyncCollectiveTensor},
-)
-"""Types of tensors that go together and that come to our operators as the plain ones inside: shards
-of DTensors, and what a collective, as that behind a RowwiseParallel layer, is still fetching."""
 
 Sharding = tuple[list[Placement | None], list[Placement | None]]
 """Placements of results and of arguments with which each rank computes without the others."""

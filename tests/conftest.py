@@ -1,7 +1,6 @@
 """The same tests on a GPU and, without one, on the CPU with interpreted kernels."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import warnings
@@ -20,9 +19,10 @@ with warnings.catch_warnings():
 
     from support import randn
 
-    from prelu_gpu import functional, launch
-    from prelu_gpu.backend import warn_once
-    from prelu_gpu.plan import gpu_rules
+    from prelu_gpu import backend, kernel_threshold, launch
+    from prelu_gpu.backend import Backend, warn_once
+    from prelu_gpu.rules import gpu_rules, using_rules
+    from prelu_gpu.run import execute, intercepting
 
 with contextlib.suppress(ImportError):
     from hypothesis import settings
@@ -106,9 +106,23 @@ def guarded_allocations(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def kernels_at_every_size(monkeypatch):
+def kernels_at_every_size():
     """On a GPU, too, where PyTorch's operator serves small inputs."""
-    monkeypatch.setattr(functional, "EAGER_BELOW", 0)
+    with kernel_threshold(0):
+        yield
+
+
+@pytest.fixture
+def threshold():
+    """Sets the size from which kernels serve, for the rest of a test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda elements: stack.enter_context(kernel_threshold(elements))
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """A machine without kernels."""
+    monkeypatch.setattr(backend, "backend_of", lambda device: Backend.PYTORCH)
 
 
 @pytest.fixture(autouse=True)
@@ -118,34 +132,58 @@ def nothing_said_yet():
 
 
 @pytest.fixture
-def launches(monkeypatch):
+def calls():
+    """Every launch, as (call, values); a test that asks for them must launch a kernel."""
+    made = []
+
+    def noted(call, values):
+        made.append((call, values))
+        execute(call, values)
+
+    with intercepting(noted):
+        yield made
+    assert made, "no kernel was launched"
+
+
+@pytest.fixture
+def no_launch():
+    """No kernel may be launched."""
+
+    def refuse(call, values):
+        raise AssertionError(f"{call.kernel.__name__} was launched")
+
+    with intercepting(refuse):
+        yield
+
+
+@pytest.fixture
+def launches():
     """The names of the kernels launched; a test that asks for them must launch one."""
     names = []
-    run = launch.run
 
-    def counted(call, *tensors):
+    def counted(call, values):
         names.append(call.kernel.__name__)
-        run(call, *tensors)
+        execute(call, values)
 
-    monkeypatch.setattr(launch, "run", counted)
-    yield names
+    with intercepting(counted):
+        yield names
     assert names, "no kernel was launched"
 
 
 @pytest.fixture
-def force(monkeypatch):
+def force():
     """Makes every launch use a GPU's tilings of the given kind.
 
     For one multiprocessor, so that small tensors already make programs walk and split.
     """
+    with contextlib.ExitStack() as stack:
 
-    def force_rules(kind=None, reduction="last program"):
-        def rules(device, itemsize, backward):
-            row = gpu_rules(1, itemsize, backward)
-            finish = row.finish if reduction == "last program" else 0
-            atomic = reduction == "atomic"
-            return dataclasses.replace(row, kind=kind, finish=finish, atomic=atomic)
+        def force_rules(kind=None, reduction="last program"):
+            def table(device, itemsize, backward):
+                row = gpu_rules(1, itemsize, backward)
+                finish = row.finish if reduction == "last program" else 0
+                return row._replace(kind=kind, finish=finish, atomic=reduction == "atomic")
 
-        monkeypatch.setattr(launch, "rules", rules)
+            stack.enter_context(using_rules(table))
 
-    return force_rules
+        yield force_rules

@@ -3,27 +3,15 @@
 import functools
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import timeit
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
-from support import (
-    DTYPES,
-    assert_same,
-    backward,
-    exact_grad_weight,
-    grad_weight_tolerance,
-    id_of,
-    randn,
-)
+from support import DTYPES, assert_right, assert_same, backward, id_of, randn, run_program
 from torch import nn
 from torch._subclasses import CrossRefFakeMode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,9 +22,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prelu_gpu
-from benchmarks import host
-from prelu_gpu import functional, launch, override
-from prelu_gpu.plan import SMALL
+from prelu_gpu import launch, override
+from prelu_gpu.run import execute, intercepting
 
 SHAPE = (4, 3, 40)
 OPERATORS = ("aten::_prelu_kernel", "aten::_prelu_kernel_backward")
@@ -68,9 +55,10 @@ def served(x, weight):
     """Whether torch.prelu reaches the kernels."""
 
     def reaches():
-        with mock.patch.object(launch, "run", wraps=launch.run) as run:
+        launched = []
+        with intercepting(lambda *call: launched.append(call) or execute(*call)):
             torch.prelu(x, weight)
-        return run.called
+        return bool(launched)
 
     return reaches
 
@@ -95,9 +83,7 @@ def test_forward_and_gradients(dtype, slopes, layout, device, launches):
     assert any(name.endswith("backward") for name in launches)
     assert_same(given[0], y)
     assert_same(given[1], grad_x)
-    exact, magnitude = exact_grad_weight(x, weight, grad_y)
-    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
-    assert ((given[2].double() - exact).abs() <= tolerance).all()
+    assert_right(grad_y, x, weight, grad_weight=given[2])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (1, 1), (0, 3), (2, 0), (2, 3), (1, 3, 1)])
@@ -311,14 +297,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_while_another_thread_switches():
-    done = subprocess.run(
-        [sys.executable, "-c", FORK_BESIDE_A_SWITCH],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(FORK_BESIDE_A_SWITCH)
 
 
 def test_an_override_of_another_library_is_passed_calls_and_stays(device, x, weight, served):
@@ -433,8 +412,8 @@ def test_what_a_graph_break_leaves_to_python_is_not_compiled(device, x, launches
     torch.testing.assert_close(*results)
 
 
-def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x):
-    """As eager.py and vmap make them: the slope gradient stays as large as the input."""
+def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x, no_launch):
+    """As composed.py and vmap make them: the slope gradient stays as large as the input."""
     grad_y = torch.ones_like(x)
     for x_given, shape in (
         *((x, shape) for shape in ((1, 1, 40), (4, 1, 1), SHAPE, (1,))),
@@ -442,9 +421,8 @@ def test_slopes_that_torch_prelu_never_makes_are_the_native_operators(device, x)
     ):
         weight = torch.ones(shape, device=device)
         expected = backward(torch.ops.aten._prelu_kernel, x_given, weight, grad_y)
-        with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run") as run:
+        with prelu_gpu.enabled(device.type):
             given = backward(torch.ops.aten._prelu_kernel, x_given, weight, grad_y)
-        assert not run.called
         for actual, exact in zip(given, expected, strict=True):
             assert_same(actual, exact)
 
@@ -512,18 +490,12 @@ def frozen(function, x, weight, needs):
 @pytest.mark.parametrize(
     "needs", [(True, False), (False, True)], ids=["slopes frozen", "input frozen"]
 )
-def test_the_gradient_of_what_is_frozen_is_not_computed(needs, device, x, weight, launches):
+def test_the_gradient_of_what_is_frozen_is_not_computed(needs, device, x, weight, calls):
     expected = frozen(torch.prelu, x, weight, needs)
-    run, outputs = launch.run, []
-
-    def noted(call, inputs, outputs_given):
-        if call.kernel.__name__ == "column_backward":
-            outputs.append(tuple(output is not None for output in outputs_given))
-        run(call, inputs, outputs_given)
-
-    with prelu_gpu.enabled(device.type), mock.patch.object(launch, "run", noted):
+    with prelu_gpu.enabled(device.type):
         given = frozen(torch.prelu, x, weight, needs)
-    assert outputs == [needs]
+    (values,) = (v for call, v in calls if call.kernel.__name__ == "column_backward")
+    assert (values["grad_x_ptr"] is not None, values["sums_ptr"] is not None) == needs
     torch.testing.assert_close(given, expected)
 
 
@@ -604,9 +576,9 @@ def test_a_gradient_of_each_sample_beside_a_frozen_argument(argnums, device):
 
 
 def test_small_inputs_are_the_native_operators_but_for_half_precision_slopes(
-    device, launches, monkeypatch
+    device, launches, threshold
 ):
-    monkeypatch.setattr(functional, "EAGER_BELOW", SMALL)
+    threshold(2**22)
     x, weight = randn(SHAPE, torch.float32, device), randn((3,), torch.float32, device, seed=1)
     with prelu_gpu.enabled(device.type):
         backward(torch.prelu, x, weight, x)
@@ -627,10 +599,9 @@ def test_autocast_is_pytorchs(device, x, weight):
     assert_same(given[0], expected[0])
     assert_same(given[1], expected[1])
     assert given[2].dtype == torch.float32
-    rounded = x.bfloat16(), weight.bfloat16(), torch.ones_like(x).bfloat16()
-    exact, magnitude = exact_grad_weight(*rounded)
-    tolerance = grad_weight_tolerance(*rounded[:2], magnitude, exact)
-    assert ((given[2].double() - exact).abs() <= tolerance).all()
+    rounded = torch.ones_like(x).bfloat16(), x.bfloat16(), weight.bfloat16()
+    assert_right(*rounded, grad_weight=given[2].bfloat16())
+    assert torch.equal(given[2], given[2].bfloat16().float())
 
 
 def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
@@ -654,18 +625,18 @@ def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
 
 
 @pytest.mark.parametrize("freed", [0, 1, 2])
-def test_memory_that_was_freed_is_not_read(freed, device, x, weight):
+def test_memory_that_was_freed_is_not_read(freed, device, x, weight, launches):
     grad_y, x, weight = torch.ones_like(x), x.requires_grad_(), weight.requires_grad_()
     with prelu_gpu.enabled(device.type):
         y = torch.prelu(x, weight)
         (grad_y, x, weight)[freed].untyped_storage().resize_(0)
-        with mock.patch.object(launch, "run") as run:
+        before = len(launches)
+        with pytest.raises(RuntimeError, match="data is not allocated yet"):
+            torch.autograd.grad(y, (x, weight), grad_y)
+        if freed:
             with pytest.raises(RuntimeError, match="data is not allocated yet"):
-                torch.autograd.grad(y, (x, weight), grad_y)
-            if freed:
-                with pytest.raises(RuntimeError, match="data is not allocated yet"):
-                    torch.prelu(x, weight)
-    assert not run.called
+                torch.prelu(x, weight)
+    assert len(launches) == before
 
 
 @pytest.mark.parametrize(
@@ -730,14 +701,7 @@ import prelu_gpu
 prelu_gpu.enable()
 prelu_gpu.disable()
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=Path(__file__).parents[2],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == done.stderr == ""
+    assert run_program(program, "-W", "ignore") == ("", "")
 
 
 def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):
@@ -750,7 +714,7 @@ def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):
 
     monkeypatch.setattr(launch, "prelu_forward", lambda x, weight, dim: y)
     plain, ours = [], []
-    with host.without_launches(0):
+    with intercepting(lambda call, values: None):
         for _ in range(5):
             plain.append(us())
             with prelu_gpu.enabled("cpu"):

@@ -2,21 +2,18 @@
 
 import logging
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from support import assert_same, backward, id_of, integers, randn
+from support import assert_same, backward, id_of, integers, randn, run_program
 from torch import nn
 from torch.testing._internal.logging_tensor import LoggingTensor, capture_logs
 
 import prelu_gpu
-from prelu_gpu import functional, launch, leaky_relu, ops, prelu
+from prelu_gpu import leaky_relu, ops, prelu
 from prelu_gpu.checks import check_memory
-from prelu_gpu.plan import Kind
+from prelu_gpu.rules import Kind
 
 SHAPE = (4, 3, 5)
 
@@ -24,10 +21,6 @@ SHAPE = (4, 3, 5)
 @pytest.fixture
 def x(device):
     return randn(SHAPE, torch.float32, device)
-
-
-def refuse(*arguments, **options):
-    raise AssertionError("a kernel was launched")
 
 
 @pytest.mark.parametrize(
@@ -42,9 +35,8 @@ def refuse(*arguments, **options):
 )
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("slopes", [1, 3])
-def test_a_slope_on_another_device(devices, words, small, slopes, x, weight, monkeypatch):
-    monkeypatch.setattr(launch, "run", refuse)
-    monkeypatch.setattr(functional, "EAGER_BELOW", 1000 if small else 0)
+def test_a_slope_on_another_device(devices, words, small, slopes, x, weight, no_launch, threshold):
+    threshold(1000 if small else 0)
     x, weight = (t.to(d or t.device) for t, d in zip((x, weight[:slopes]), devices, strict=True))
     module = prelu_gpu.accelerate(nn.PReLU(slopes, device=weight.device))
     for function in (lambda: prelu(x.requires_grad_(), weight), lambda: module(x)):
@@ -102,10 +94,11 @@ NOT_ALLOCATED = "non-zero number of elements, but its data is not allocated yet.
 @pytest.mark.parametrize(("function", "tensors"), FREED.values(), ids=FREED)
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=id_of)
-def test_memory_that_was_freed_is_not_read(function, tensors, small, dtype, device, monkeypatch):
+def test_memory_that_was_freed_is_not_read(
+    function, tensors, small, dtype, device, no_launch, threshold
+):
     """PyTorch's operators read it all the same."""
-    monkeypatch.setattr(launch, "run", refuse)
-    monkeypatch.setattr(functional, "EAGER_BELOW", 1000 if small else 0)
+    threshold(1000 if small else 0)
     for lost in range(tensors):
         pair = randn((5, 3, 5), dtype, device)[1:], randn((3,), dtype, device, seed=1)
         freed(pair[lost])
@@ -113,8 +106,7 @@ def test_memory_that_was_freed_is_not_read(function, tensors, small, dtype, devi
             function(*pair)
 
 
-def test_slopes_to_broadcast_whose_memory_was_freed_are_not_read(x, weight, monkeypatch):
-    monkeypatch.setattr(launch, "run", refuse)
+def test_slopes_to_broadcast_whose_memory_was_freed_are_not_read(x, weight, no_launch):
     slopes = weight[:, None].expand(3, 5)[None]
     freed(weight)
     with pytest.raises(RuntimeError, match=NOT_ALLOCATED):
@@ -153,11 +145,11 @@ def test_memory_that_was_freed_and_filled_again_is_used(x, weight, launches):
         assert_same(given, wanted)
 
 
-def test_tensors_without_storages_are_not_asked_for_them(x, weight, monkeypatch):
+def test_tensors_without_storages_are_not_asked_for_them(x, weight, threshold):
     """As those of some devices, and of transforms."""
     expected = torch.prelu(x, weight)
     assert_same(torch.vmap(lambda x: check_memory(x) or x)(x), x)
-    monkeypatch.setattr(functional, "EAGER_BELOW", 1000)
+    threshold(1000)
     assert_same(torch.vmap(prelu, (0, None))(x[:, None], weight)[:, 0], expected)
 
 
@@ -206,12 +198,12 @@ def test_threads_on_streams_of_their_own(device, force):
 # In a process of its own: PyTorch's backward refuses to run in a child of one that used a GPU.
 FORK = """
 import multiprocessing, torch, prelu_gpu
-from prelu_gpu import launch
+from prelu_gpu import run
 from prelu_gpu.backend import INTERPRETED
 
 launched = []
-run = launch.run
-launch.run = lambda *call: (launched.append(call), run(*call))
+noting = run.intercepting(lambda *call: (launched.append(call), run.execute(*call)))
+noting.__enter__()
 
 def step(seed):
     torch.manual_seed(seed)
@@ -244,14 +236,7 @@ print("ok")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_children_that_were_forked_compute_what_their_parent_computes():
-    done = subprocess.run(
-        [sys.executable, "-c", FORK],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert run_program(FORK)[0] == "ok\n"
 
 
 class Image(torch.Tensor):

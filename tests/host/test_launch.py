@@ -1,15 +1,16 @@
-"""The launch without Triton's look-up: the same machine code, by a key of our own."""
+"""One launch, and the one without Triton's look-up: the same code, by a key of our own."""
 
-import os
-import subprocess
+import contextlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from support import assert_same, backward, randn
+import triton
+from support import assert_same, backward, randn, run_program
 
-from prelu_gpu import launch, prelu
+from prelu_gpu import launch, prelu, run
+from prelu_gpu.kernels.plane import plane_forward
+from prelu_gpu.plan import Launch
 
 # Triton decides on its key for a driver; this one is of a GPU that need not be there.
 KEYS = """
@@ -17,23 +18,26 @@ import itertools, torch, triton
 from triton.runtime.jit import compute_cache_key
 from benchmarks.machine_code import GPUS, CompileOnly
 from prelu_gpu import launch
-from prelu_gpu.plan import gpu_rules
+from prelu_gpu.rules import gpu_rules
 
 target = GPUS["sm_90"].target
 triton.runtime.driver.set_active(CompileOnly(target))
 
+NAMES = "grad_y_ptr", "x_ptr", "weight_ptr", "negative_slope", "grad_x_ptr", "sums_ptr"
+
 def keys(call, tensors):
     kernel = call.kernel
     *_, key_cache, _, _, binder = kernel.device_caches[target]
-    _, specialization, options = binder(*tensors, *call.arguments, num_warps=4)
+    values = dict(zip((*NAMES, "counters_ptr", "grad_weight_ptr"), tensors))
+    _, specialization, options = binder(**values, **call.arguments, num_warps=4)
     tritons = compute_cache_key(key_cache, specialization, options)
-    return tuple(launch.specialization(tensors)), tritons
+    return tuple(run.specialization(values)), tritons
 
 def memory(dtype, offset):
     return torch.empty(64, dtype=dtype)[offset:]
 
 _, call = launch.plan_call(
-    lambda *a: gpu_rules(132, 4, True), False, 1, torch.float32, torch.device("cpu"),
+    gpu_rules(132, 4, True), 1, torch.float32,
     (2, 4, 4096), (16384, 4096, 1), (16384, 4096, 1),
 )
 dtypes, offsets = (torch.float32, torch.float16), (0, 1, 4, 8)
@@ -51,91 +55,91 @@ print(len(pairs))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux only")
 def test_the_key_tells_apart_what_triton_compiles_apart_and_nothing_else():
-    done = subprocess.run(
-        [sys.executable, "-c", KEYS],
-        cwd=Path(__file__).parents[2],
-        env={name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    printed, _ = run_program(KEYS, interpret=False)
     # Two dtypes, aligned or not, for x; for the slope None too; three kinds of output.
-    assert int(done.stdout) == 4 * 5 * 3
+    assert int(printed) == 4 * 5 * 3
 
 
 class Kernel:
     """A kernel that records its launches, and what it compiled."""
 
-    arg_names = ()
+    arg_names = ("x_ptr", "rows", "y_ptr")
     __name__ = "kernel"
 
     def __init__(self, log, name):
         self.log, self.name = log, name
 
     def __getitem__(self, grid):
-        def run(*tensors, **options):
-            self.log.append((self.name, grid, [t.data_ptr() for t in tensors]))
+        def launch(*in_order, **by_name):
+            values = [getattr(value, "data_ptr", lambda value=value: value)() for value in in_order]
+            self.log.append((self.name, grid, values))
             return Kernel(self.log, f"compiled {len(self.log)}")
 
-        return run
+        return launch
 
 
-def test_what_was_compiled_for_such_tensors_is_launched_again(monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "DIRECT_LAUNCH", True)
-    monkeypatch.setattr(launch, "_on", lambda device: launch._UNCHANGED)
-    monkeypatch.setattr(launch, "CompiledKernel", Kernel)
+@pytest.fixture
+def direct(monkeypatch):
+    """Direct launches, of kernels that are compiled."""
+    monkeypatch.setattr(run, "INTERPRETED", False)
+    monkeypatch.setattr(run, "DIRECT_LAUNCH", True)
+    monkeypatch.setattr(run, "on", lambda device: contextlib.nullcontext())
+
+
+def test_what_was_compiled_for_such_tensors_is_launched_again(direct, monkeypatch):
+    monkeypatch.setattr(run, "CompiledKernel", Kernel)
     log = []
-    call = launch.Call(Kernel(log, "kernel"), launch.Launch((3, 2), 4, {}, {}), (), {})
+    call = run.Call(Kernel(log, "kernel"), Launch((3, 2), 4, {}, {}), {"rows": 7}, {})
     x, y, odd = torch.empty(8), torch.empty(8), torch.empty(8)[1:]
-    for inputs, outputs in (((x,), (y,)), ((y,), (x,)), ((odd,), (y,)), ((x,), (y,))):
-        launch.run(call, inputs, outputs)
+    for given, made in ((x, y), (y, x), (odd, y), (x, y)):
+        run.run(call, {"x_ptr": given, "y_ptr": made})
     assert [name for name, _, _ in log] == ["kernel", "compiled 1", "kernel", "compiled 1"]
     assert [grid for _, grid, _ in log] == [(3, 2), (3, 2, 1), (3, 2), (3, 2, 1)]
-    assert log[1][2] == [y.data_ptr(), x.data_ptr()]
+    # As compiled kernels take them: by place.
+    assert log[1][2] == [y.data_ptr(), 7, x.data_ptr()]
 
 
 @pytest.mark.parametrize("compiled", [None, object()], ids=["a hook's", "not there yet"])
-def test_what_is_no_compiled_kernel_is_looked_up_again(compiled, monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "DIRECT_LAUNCH", True)
-    monkeypatch.setattr(launch, "_on", lambda device: launch._UNCHANGED)
+def test_what_is_no_compiled_kernel_is_looked_up_again(compiled, direct, monkeypatch):
     looked_up = []
-    monkeypatch.setattr(launch, "_launch", lambda *call: looked_up.append(call) or compiled)
-    call = launch.Call(None, launch.Launch((1,), 4, {}, {}), (), {})
+    monkeypatch.setattr(run, "_look_up_and_launch", lambda *c: looked_up.append(c) or compiled)
+    call = run.Call(None, Launch((1,), 4, {}, {}), {}, {})
     for _ in range(2):
-        launch.run(call, (torch.empty(8),), (torch.empty(8),))
+        run.run(call, {"x_ptr": torch.empty(8)})
     assert len(looked_up) == 2
 
 
-def test_every_parameter_after_the_tensors_has_an_argument():
+def test_a_call_has_what_its_kernel_has_parameters_for(device):
     class Kernel:
         arg_names = ("x_ptr", "y_ptr", "rows", "V", "BLOCK")
 
-    plan = launch.Launch((1,), 4, {"rows": 3}, {"V": 4, "UNUSED": 1})
-    assert launch.bind(Kernel, plan, BLOCK=8).arguments == (3, 4, 8)
-    with pytest.raises(KeyError, match="BLOCK"):
-        launch.bind(Kernel, plan)
+    plan = Launch((1,), 4, {"rows": 3}, {"V": 4, "UNUSED": 1})
+    assert run.bind(Kernel, plan, BLOCK=8).arguments == {"rows": 3, "V": 4, "BLOCK": 8}
+
+
+def test_a_launch_without_an_argument_fails(device):
+    x = torch.ones(8, device=device)
+    call = run.bind(plane_forward, Launch((1,), 4, {"outer": 1, "channels": 1}, {}))
+    with pytest.raises(TypeError, match="inner"):
+        run.run(call, {"x_ptr": x, "weight_ptr": x, "negative_slope": 0.0, "y_ptr": x})
 
 
 def test_no_version_is_launched_directly_that_was_not_seen_to():
-    assert (
-        launch.triton.__version__ in launch.SEEN_TO_LAUNCH_DIRECTLY
-        and torch.version.cuda is not None
-    ) == launch.DIRECT_LAUNCH
+    seen = triton.__version__ in run.SEEN_TO_LAUNCH_DIRECTLY
+    assert (seen and torch.version.cuda is not None) == run.DIRECT_LAUNCH
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_a_direct_launch_gives_the_same_bits(dtype, device, force, monkeypatch):
-    monkeypatch.setattr(launch, "DIRECT_LAUNCH", True)
+    monkeypatch.setattr(run, "DIRECT_LAUNCH", True)
     for shape in ((4, 6, 4096), (64, 6, 49), (300, 90), (2, 6, 391)):
         sets = [[randn(shape, dtype, device, seed) for seed in (n, n + 9)] for n in range(3)]
         weight = randn(shape[1:2], dtype, device, seed=5)
         launch.plan_call.cache_clear()
         direct = [backward(prelu, x, weight, grad_y) for x, grad_y in sets]
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "DIRECT_LAUNCH", False)
+            patch.setattr(run, "DIRECT_LAUNCH", False)
             looked_up = [backward(prelu, x, weight, grad_y) for x, grad_y in sets]
         for results in zip(direct, looked_up, strict=True):
             for actual, expected in zip(*results, strict=True):

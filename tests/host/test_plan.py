@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import math
 import random
@@ -7,23 +6,16 @@ import pytest
 import torch
 
 from prelu_gpu import launch, prelu
+from prelu_gpu.layout import DENSE, Gaps, View, dense_stride, is_dense, make_view
 from prelu_gpu.plan import (
     COLUMNS_LIMIT,
-    DENSE,
     FULL_TILE,
     GRID_LIMIT,
-    Gaps,
-    Kind,
-    View,
     choose_kind,
-    dense_stride,
-    gpu_rules,
-    interpreter_rules,
-    is_dense,
-    plan,
-    sum_plan,
-    view,
+    make_plan,
+    make_sum_plan,
 )
+from prelu_gpu.rules import Kind, gpu_rules, interpreter_rules, using_rules
 
 
 def rules(itemsize=4, backward=False):
@@ -37,7 +29,7 @@ def test_view_gives_each_element_of_memory_its_channel(shape, permutation, dim):
     inverse = [permutation.index(d) for d in range(4)]
     x = torch.empty(shape).permute(permutation).contiguous().permute(inverse)
     assert x.shape == shape
-    layout = view(x.shape, x.stride(), dim)
+    layout = make_view(x.shape, x.stride(), dim)
     assert layout.numel == x.numel()
     channel_in_memory = torch.arange(x.numel()) // layout.inner % layout.channels
     by_index = (
@@ -63,7 +55,7 @@ def test_view_gives_each_element_of_memory_its_channel(shape, permutation, dim):
     ],
 )
 def test_view_of_the_layouts_in_use(x, dim, expected):
-    assert view(x.shape, x.stride(), dim) == expected
+    assert make_view(x.shape, x.stride(), dim) == expected
 
 
 @pytest.mark.parametrize(
@@ -124,7 +116,7 @@ def test_kind_of_the_shapes_in_use(layout, itemsize, kind):
 def test_folded_rows_are_whole_vectors_in_full_tiles(channels, inner, itemsize):
     layout = View(1_000_000, channels, inner)
     row = rules(itemsize)
-    launch = plan(layout, itemsize, _forced(row, Kind.COLUMN))
+    launch = make_plan(layout, itemsize, _forced(row, Kind.COLUMN))
     columns = launch.sizes["vectors"] * launch.constants["V"]
     assert columns % (channels * inner) == 0
     assert launch.constants["V"] * itemsize == 16
@@ -149,9 +141,9 @@ def test_folded_rows_are_whole_vectors_in_full_tiles(channels, inner, itemsize):
 def test_plans_of_any_size_fit_a_grid(layout, itemsize, kind):
     if kind is Kind.COLUMN and layout.channels * layout.inner >= COLUMNS_LIMIT:
         with pytest.raises(ValueError, match="32 bits, got"):
-            plan(layout, itemsize, _forced(rules(itemsize), kind))
+            make_plan(layout, itemsize, _forced(rules(itemsize), kind))
         return
-    launch = plan(layout, itemsize, _forced(rules(itemsize, backward=True), kind))
+    launch = make_plan(layout, itemsize, _forced(rules(itemsize, backward=True), kind))
     assert 1 <= launch.grid[0] < 2**31
     assert all(1 <= size <= GRID_LIMIT for size in launch.grid[1:])
     # Offsets within a row of columns are 32 bits wide in the kernel.
@@ -163,7 +155,7 @@ def test_plans_of_any_size_fit_a_grid(layout, itemsize, kind):
     "layout", [View(128, 64, 12544), View(128, 512, 49), View(10**6, 64, 1), View(1, 1, 2**28)]
 )
 def test_partial_sums_take_at_most_a_mebibyte(layout, itemsize):
-    launch = plan(layout, itemsize, rules(itemsize, backward=True))
+    launch = make_plan(layout, itemsize, rules(itemsize, backward=True))
     assert math.prod(launch.partials) * 4 <= 2**20
 
 
@@ -171,7 +163,7 @@ def test_partial_sums_take_at_most_a_mebibyte(layout, itemsize):
 @pytest.mark.parametrize("channels", [75, 51_131, 262_145, 1_000_001, 262_148])
 @pytest.mark.parametrize("outer", [1, 2, 3, 1000])
 def test_many_channels_leave_no_table_of_partial_sums(outer, channels, itemsize):
-    launch = plan(View(outer, channels, 1), itemsize, rules(itemsize, backward=True))
+    launch = make_plan(View(outer, channels, 1), itemsize, rules(itemsize, backward=True))
     assert launch.direct or math.prod(launch.partials) * 4 <= 2**20
     columns = launch.sizes["vectors"] * launch.constants["V"]
     assert launch.sizes["rows"] * columns + launch.sizes["remainder"] == outer * channels
@@ -185,7 +177,7 @@ def test_many_channels_leave_no_table_of_partial_sums(outer, channels, itemsize)
 def test_short_rows_are_columns_of_the_widest_vectors_that_leave_few_sums(
     channels, inner, itemsize, vector
 ):
-    launch = plan(View(320, channels, inner), itemsize, rules(itemsize, backward=True))
+    launch = make_plan(View(320, channels, inner), itemsize, rules(itemsize, backward=True))
     assert launch.kind is Kind.COLUMN
     assert launch.constants["V"] == vector
     assert math.prod(launch.partials) <= 2**18
@@ -196,7 +188,7 @@ def test_short_rows_are_columns_of_the_widest_vectors_that_leave_few_sums(
 @pytest.mark.parametrize("inner", [1, 3, 4, 8, 12, 1024, 1025])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):
-    launch = plan(View(3, 5, inner), itemsize, _forced(rules(itemsize), Kind.PLANE))
+    launch = make_plan(View(3, 5, inner), itemsize, _forced(rules(itemsize), Kind.PLANE))
     assert launch.constants["EDGES"] == (inner * itemsize % 16 != 0)
 
 
@@ -209,8 +201,8 @@ def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):
     ],
 )
 def test_a_grid_is_kept_where_many_programs_are_wanted(layout, kind):
-    tile = dataclasses.replace(rules().plane, programs=10**9)
-    launch = plan(layout, 4, dataclasses.replace(rules(), plane=tile, column=tile, kind=kind))
+    tile = rules().plane._replace(programs=10**9)
+    launch = make_plan(layout, 4, rules()._replace(plane=tile, column=tile, kind=kind))
     assert all(size <= GRID_LIMIT for size in launch.grid[1:])
     assert max(launch.grid[1:]) > GRID_LIMIT / 2
 
@@ -253,7 +245,7 @@ def test_columns_need_rows_and_room_for_their_sums(layout, kind):
 @pytest.mark.parametrize("layout", [View(1, 2**23, 128), View(1, 2**30, 1), View(64, 2**20, 16)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_exactly_as_many_columns_as_there_may_be(layout, backward):
-    assert plan(layout, 2, rules(2, backward)).view == layout
+    assert make_plan(layout, 2, rules(2, backward)).view == layout
 
 
 def test_more_channels_than_a_grid_has_programs():
@@ -261,7 +253,7 @@ def test_more_channels_than_a_grid_has_programs():
         with pytest.raises(
             RuntimeError, match=r"slopes; up to 2147483647 have kernels. torch.prelu"
         ):
-            plan(layout, 2, rules(2))
+            make_plan(layout, 2, rules(2))
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
@@ -270,7 +262,7 @@ def test_no_thread_is_left_without_a_whole_vector(itemsize, backward):
     for kind, layout in ((Kind.PLANE, (4, 5)), (Kind.COLUMN, (400, 1))):
         for inner in (32, 64, 128, 256, 512, 1024, 4096):
             view_of = View(layout[0], layout[1], inner)
-            launch = plan(view_of, itemsize, _forced(rules(itemsize, backward), kind))
+            launch = make_plan(view_of, itemsize, _forced(rules(itemsize, backward), kind))
             tile = launch.constants["BLOCK"] * launch.constants.get("ROWS", 1)
             threads = 32 * launch.num_warps
             assert tile >= launch.constants["V"] * threads or launch.num_warps == 1
@@ -288,73 +280,65 @@ def test_no_block_is_a_single_element(kind, itemsize):
     ):
         for multiprocessors, backward in ((1, True), (132, True), (132, False)):
             row = _forced(gpu_rules(multiprocessors, itemsize, backward), kind)
-            launch = plan(View(*layout, x=x, grad_y=grad_y), itemsize, row)
+            launch = make_plan(View(*layout, x=x, grad_y=grad_y), itemsize, row)
             assert launch.constants["BLOCK"] >= 2, launch
-            assert sum_plan(launch.partials, False).constants["TERM_BLOCK"] >= 2
+            assert make_sum_plan(launch.partials, False).constants["TERM_BLOCK"] >= 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 12, 100])
 def test_splits_are_even_and_no_more_than_the_steps(steps):
     for programs in (1, 2, 5, 11, 12, 40, 1000):
-        tile = dataclasses.replace(rules().plane, programs=programs)
-        row = dataclasses.replace(rules(), plane=tile, kind=Kind.PLANE)
-        splits = plan(View(steps, 1, 1024), 4, row).grid[2]
+        tile = rules().plane._replace(programs=programs)
+        row = rules()._replace(plane=tile, kind=Kind.PLANE)
+        splits = make_plan(View(steps, 1, 1024), 4, row).grid[2]
         walked = -(-steps // splits)
         assert 1 <= splits <= min(steps, programs)
         assert walked == -(-steps // min(steps, programs))
         assert -(-steps // max(1, splits - 1)) > walked or splits == 1
 
 
-def test_forward_and_backward_ask_for_their_own_rules(monkeypatch, device):
+def test_forward_and_backward_ask_for_their_own_rules(device):
     asked = []
 
     def rules_of(device, itemsize, backward):
         asked.append((itemsize, backward))
         return interpreter_rules(itemsize)
 
-    monkeypatch.setattr(launch, "rules", rules_of)
     x = torch.ones(2, 3, dtype=torch.float16, device=device, requires_grad=True)
-    prelu(x, torch.ones(3, device=device)).backward(torch.ones_like(x))
+    with using_rules(rules_of):
+        prelu(x, torch.ones(3, device=device)).backward(torch.ones_like(x))
     assert asked == [(2, False), (2, True)]
 
 
 def test_a_plan_is_the_same_on_every_run_and_printable():
     layout = View(128, 64, 12544)
-    launch = plan(layout, 4, rules())
-    assert plan(layout, 4, rules()) == launch
+    launch = make_plan(layout, 4, rules())
+    assert make_plan(layout, 4, rules()) == launch
     assert "Kind.PLANE" in str(launch)
     assert "BLOCK" in str(launch)
 
 
 def test_the_interpreter_gets_few_programs():
     for layout in (View(8, 16, 48 * 48), View(8 * 48 * 48, 16, 1), View(1, 1, 8 * 16 * 48 * 48)):
-        launch = plan(layout, 4, interpreter_rules(4))
+        launch = make_plan(layout, 4, interpreter_rules(4))
         assert math.prod(launch.grid) == 1
         assert launch.sizes.get("rows", 1) == 1
 
 
 def test_one_split_that_is_the_gradient_needs_no_second_stage():
-    assert plan(View(1, 64, 4096), 4, _few_programs()).direct
-    assert not plan(View(64, 64, 49), 4, _few_programs()).direct
+    assert make_plan(View(1, 64, 4096), 4, _few_programs()).direct
+    assert not make_plan(View(64, 64, 49), 4, _few_programs()).direct
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 9, 2048])
 def test_the_second_stage_covers_every_channel(channels):
-    launch = sum_plan((100, channels, 3), False)
+    launch = make_sum_plan((100, channels, 3), False)
     block = launch.constants["CHANNEL_BLOCK"]
     assert (launch.grid[0] - 1) * block < channels <= launch.grid[0] * block
 
 
-def test_deterministic_mode_is_never_atomic(device, force):
+def test_deterministic_mode_is_asked_at_every_backward_and_never_atomic(device, force, calls):
     force(reduction="atomic")
-    options = None, torch.float32, device, (2, 4), (4, 1), (4, 1)
-    assert launch.plan_call(launch.rules, False, *options)[0].atomic
-    assert not launch.plan_call(launch.rules, True, *options)[0].atomic
-
-
-def test_deterministic_mode_is_asked_at_every_backward(device, force, monkeypatch):
-    asked, plan_call = [], launch.plan_call
-    monkeypatch.setattr(launch, "plan_call", lambda *key: asked.append(key[1]) or plan_call(*key))
     x = torch.ones(2, 4, device=device, requires_grad=True)
     weight = torch.ones(1, device=device, requires_grad=True)
     for deterministic in (False, True, False):
@@ -363,12 +347,13 @@ def test_deterministic_mode_is_asked_at_every_backward(device, force, monkeypatc
             prelu(x, weight).sum().backward()
         finally:
             torch.use_deterministic_algorithms(False)
-        assert asked[-1] == deterministic
+        backwards = [call for call, _ in calls if call.kernel.__name__ == "plane_backward"]
+        assert backwards[-1].arguments["ATOMIC"] != deterministic
 
 
 def test_a_call_is_planned_once(device, monkeypatch):
     planned = []
-    monkeypatch.setattr(launch, "plan", lambda *args: planned.append(args) or plan(*args))
+    monkeypatch.setattr(launch, "make_plan", lambda *args: planned.append(args) or make_plan(*args))
     x, weight = torch.ones(2, 4, 5, device=device), torch.ones(4, device=device)
     launch.plan_call.cache_clear()
     for _ in range(3):
@@ -380,10 +365,10 @@ def test_a_call_is_planned_once(device, monkeypatch):
 
 
 def _forced(row, kind):
-    return dataclasses.replace(row, kind=kind)
+    return row._replace(kind=kind)
 
 
 def _few_programs():
     row = rules(backward=True)
-    plane, column = (dataclasses.replace(tile, programs=1) for tile in (row.plane, row.column))
-    return dataclasses.replace(row, plane=plane, column=column)
+    plane, column = (tile._replace(programs=1) for tile in (row.plane, row.column))
+    return row._replace(plane=plane, column=column)

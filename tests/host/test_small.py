@@ -1,17 +1,13 @@
 """Small inputs: PyTorch's operator, where it means the same and no graph is recorded."""
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_same, randn
+from support import assert_same, randn, run_program
 
-from prelu_gpu import PReLU, functional, leaky_relu, prelu
+from prelu_gpu import PReLU, get_kernel_threshold, launch, leaky_relu, prelu
 from prelu_gpu.backend import INTERPRETED
 
 SHAPE = (4, 6, 5)
@@ -23,13 +19,13 @@ def served(monkeypatch):
     """Whether a kernel served the last call."""
     calls = []
     for function in ("prelu_forward", "leaky_relu_forward", "leaky_relu_forward_"):
-        kernel = getattr(functional.launch, function)
+        kernel = getattr(launch, function)
 
         def counted(*args, kernel=kernel):
             calls.append(kernel)
             return kernel(*args)
 
-        monkeypatch.setattr(functional.launch, function, counted)
+        monkeypatch.setattr(launch, function, counted)
 
     def by_kernel(function, *args, **options):
         calls.clear()
@@ -39,8 +35,8 @@ def served(monkeypatch):
 
 
 @pytest.fixture
-def limit(monkeypatch):
-    monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT)
+def limit(threshold):
+    threshold(LIMIT)
 
 
 def arguments(device, dtype=torch.float32, slopes=6, slope_dtype=None):
@@ -66,8 +62,8 @@ def test_pytorchs_operator_serves_below_the_limit_and_a_kernel_above(dtype, slop
         assert_same(y, F.leaky_relu(x))
 
 
-def test_the_limit_itself_is_a_kernels(device, served, monkeypatch):
-    monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT - 1)
+def test_the_limit_itself_is_a_kernels(device, served, threshold):
+    threshold(LIMIT - 1)
     assert served(prelu, *arguments(device))[1]
     assert served(leaky_relu, arguments(device)[0])[1]
 
@@ -162,9 +158,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
-def test_errors_are_those_of_any_size(call, monkeypatch):
+def test_errors_are_those_of_any_size(call, threshold):
     expected = refusal(call)
-    monkeypatch.setattr(functional, "EAGER_BELOW", LIMIT)
+    threshold(LIMIT)
     assert refusal(call) == expected
 
 
@@ -268,19 +264,13 @@ def test_a_traced_graph_does_not_depend_on_the_size(device):
 
 
 def test_every_test_but_these_meets_kernels(device):
-    assert functional.EAGER_BELOW == 0
+    assert get_kernel_threshold() == 0
     assert INTERPRETED or device.type != "cpu"
 
 
 @pytest.mark.parametrize("interpret", [False, True])
-def test_a_users_limit_is_the_rule_tables_and_none_where_kernels_are_interpreted(interpret):
-    program = "from prelu_gpu import functional, plan; print(functional.EAGER_BELOW / plan.SMALL)"
-    others = {name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        env=others | ({"TRITON_INTERPRET": "1"} if interpret else {}),
-        check=True,
-        capture_output=True,
-    )
-    assert float(done.stdout) == (0 if interpret else 1)
+def test_a_users_limit_is_none_where_kernels_are_interpreted(interpret):
+    program = "import prelu_gpu; print(prelu_gpu.get_kernel_threshold())"
+    variables = {"TRITON_INTERPRET": "1"} if interpret else {}
+    printed, _ = run_program(program, interpret=interpret, **variables)
+    assert int(printed) == (0 if interpret else 2**22)

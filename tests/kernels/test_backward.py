@@ -6,20 +6,22 @@ from support import (
     DTYPES,
     PAIRS,
     REDUCTIONS,
+    assert_right,
     assert_same,
     backward,
     channel_dim,
     eager_backward,
     exact_grad_weight,
-    grad_weight_tolerance,
     id_of,
     integers,
     randn,
 )
 
-from prelu_gpu import launch, leaky_relu, prelu
+from prelu_gpu import leaky_relu, prelu, reference
 from prelu_gpu.kernels.partials import sum_partials
-from prelu_gpu.plan import Kind, gpu_rules, sum_plan
+from prelu_gpu.plan import make_sum_plan
+from prelu_gpu.rules import Kind, gpu_rules
+from prelu_gpu.run import bind, run
 
 pytestmark = pytest.mark.usefixtures("launches")
 
@@ -50,12 +52,12 @@ def check(x, weight, grad_y, dim=1):
     assert_same(grad_x, eager_grad_x)
     assert grad_weight.dtype == weight.dtype
     assert grad_weight.shape == weight.shape
-    exact, magnitude = exact_grad_weight(x, weight, grad_y, dim)
-    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
-    error = (grad_weight - exact).abs()
-    assert (error <= tolerance).all(), (error - tolerance).max()
+    assert_right(grad_y, x, weight, dim, grad_x=grad_x, grad_weight=grad_weight)
     # At least as close as eager, up to the float32 sum that the last bit may turn on.
+    exact = exact_grad_weight(x, weight, grad_y, dim)
+    tolerance = reference.rounding(grad_y, x, weight, dim)
     sum_error = tolerance - torch.finfo(weight.dtype).eps / 2 * exact.abs()
+    error = (grad_weight - exact).abs()
     assert (error <= (eager_grad_weight - exact).abs() + sum_error).all()
 
 
@@ -85,7 +87,7 @@ def test_whole_numbers_sum_exactly(kind, dtypes, reduction, device, force):
         weight = integers(slopes, dtypes[1], device, seed=1)
         grad_y = integers(shape, dtypes[0], device, seed=2)
         _, _, grad_weight = backward(prelu, x, weight, grad_y)
-        exact, _ = exact_grad_weight(x, weight, grad_y)
+        exact = exact_grad_weight(x, weight, grad_y)
         assert torch.equal(grad_weight, exact.to(weight.dtype)), shape
 
 
@@ -215,7 +217,7 @@ def test_the_slope_gradient_alone(kind, device, force):
     x, grad_y = (integers((3, 2, 37), torch.float32, device, seed) for seed in (0, 1))
     weight = torch.ones(1 if kind is Kind.FLAT else 2, device=device, requires_grad=True)
     prelu(x, weight).backward(grad_y)
-    assert torch.equal(weight.grad, exact_grad_weight(x, weight, grad_y)[0].float())
+    assert torch.equal(weight.grad, exact_grad_weight(x, weight, grad_y).float())
 
 
 @pytest.mark.parametrize("channels", [1, 5, 8, 19])
@@ -223,8 +225,8 @@ def test_the_slope_gradient_alone(kind, device, force):
 def test_the_second_stage_in_tiles_of_a_gpu(splits, channels, inner, device):
     partials = integers((splits, channels, inner), torch.float32, device)
     grad_weight = torch.full((channels + 1,), torch.nan, device=device)
-    plan = sum_plan(partials.shape, interpreted=False)
-    launch.run(launch.bind(sum_partials, plan), (partials,), (grad_weight,))
+    plan = make_sum_plan(partials.shape, interpreted=False)
+    run(bind(sum_partials, plan), {"partials_ptr": partials, "grad_weight_ptr": grad_weight})
     assert torch.equal(grad_weight[:channels], partials.sum((0, 2)))
     assert grad_weight[channels].isnan()
 

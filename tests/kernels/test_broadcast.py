@@ -55,11 +55,7 @@ def test_dtypes(kept, dtypes, device, launches):
     torch.testing.assert_close(grad_weight.double(), double, rtol=eps, atol=32 * eps**1.5)
 
 
-def test_on_devices_without_kernels(monkeypatch):
-    from prelu_gpu import functional
-    from prelu_gpu.backend import Backend
-
-    monkeypatch.setattr(functional, "backend", lambda device: Backend.EAGER)
+def test_on_devices_without_kernels(no_kernels):
     x, weight = torch.randn(SHAPE), torch.randn(slopes((1, 3)))
     given = backward(prelu, x, weight, torch.ones_like(x))
     for value, expected in zip(given, exact(x, weight, torch.ones_like(x)), strict=True):

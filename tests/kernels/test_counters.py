@@ -8,9 +8,11 @@ import torch
 from conftest import GPU
 from support import backward, integers, randn
 
-from prelu_gpu import launch, prelu
+from prelu_gpu import launch, prelu, rules, run
 from prelu_gpu.kernels import partials
-from prelu_gpu.plan import Kind, View, gpu_rules, plan
+from prelu_gpu.layout import View
+from prelu_gpu.plan import make_plan
+from prelu_gpu.rules import Kind, gpu_rules
 
 SHAPES = {Kind.FLAT: (1, 1, 5003), Kind.PLANE: (3, 2, 2064), Kind.ODD_PLANE: (3, 5, 515)}
 
@@ -23,26 +25,26 @@ def arguments(kind, device, make=randn):
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_counters_are_zeros_after_every_launch_and_used_again(kind, device, force, monkeypatch):
-    monkeypatch.setattr(launch, "_COUNTERS", {})
+    monkeypatch.setattr(run, "_COUNTERS", {})
     force(kind)
     for _ in range(3):
         backward(prelu, *arguments(kind, device))
-        (counters,) = launch._COUNTERS.values()
+        (counters,) = run._COUNTERS.values()
         assert counters.dtype == torch.int32
         assert counters.numel() >= SHAPES[kind][1]
         assert not counters.any()
     first = counters
     backward(prelu, *arguments(kind, device))
-    assert launch._COUNTERS[next(iter(launch._COUNTERS))] is first
+    assert run._COUNTERS[next(iter(run._COUNTERS))] is first
 
 
 def test_more_channels_get_more_counters(device, monkeypatch):
-    monkeypatch.setattr(launch, "_COUNTERS", {})
-    few = launch._counters(device, 3)
-    assert launch._counters(device, few.numel()) is few
-    more = launch._counters(device, few.numel() + 1)
+    monkeypatch.setattr(run, "_COUNTERS", {})
+    few = run.counters(device, 3)
+    assert run.counters(device, few.numel()) is few
+    more = run.counters(device, few.numel() + 1)
     assert more.numel() == few.numel() + 1
-    assert launch._counters(device, 3) is more
+    assert run.counters(device, 3) is more
     assert not more.any()
 
 
@@ -51,11 +53,11 @@ def test_a_counter_that_is_no_zero_would_be_seen(device, force):
     force(Kind.PLANE)
     x, weight, grad_y = arguments(Kind.PLANE, device)
     # None of the programs counts to the last.
-    launch._counters(x.device, 2)[0] = -1
+    run.counters(x.device, 2)[0] = -1
     try:
         grad_weight = backward(prelu, x, weight, grad_y)[2]
     finally:
-        launch._counters(x.device, 2).zero_()
+        run.counters(x.device, 2).zero_()
     exact = (torch.where(x > 0, 0, grad_y * x)).sum((0, 2))
     assert not torch.allclose(grad_weight[0], exact[0])
     assert torch.allclose(grad_weight[1], exact[1])
@@ -78,12 +80,12 @@ def test_one_program_of_each_channel_adds_up(kind, device, force, monkeypatch):
 
 def test_only_small_sums_of_planes_are_finished_by_the_last_program():
     rules = gpu_rules(132, 4, True)
-    assert plan(View(128, 64, 12544), 4, rules).finish
-    assert not plan(View(128, 512, 49), 4, rules).finish  # columns
-    assert not plan(View(1, 8448, 4096), 4, rules).finish  # one program each: the sum itself
+    assert make_plan(View(128, 64, 12544), 4, rules).finish
+    assert not make_plan(View(128, 512, 49), 4, rules).finish  # columns
+    assert not make_plan(View(1, 8448, 4096), 4, rules).finish  # one program each: the sum itself
     many_programs = gpu_rules(304, 4, True)
-    assert plan(View(1, 1, 2**24), 4, many_programs).finish
-    assert not plan(View(1, 1, 2**28), 4, many_programs).finish  # more than 64 KiB
+    assert make_plan(View(1, 1, 2**24), 4, many_programs).finish
+    assert not make_plan(View(1, 1, 2**28), 4, many_programs).finish  # more than 64 KiB
 
 
 class StandInForCuda:
@@ -107,23 +109,23 @@ class StandInForCuda:
 
 def test_each_device_and_stream_and_each_graph_has_its_own_counters(monkeypatch):
     cuda = StandInForCuda()
-    monkeypatch.setattr(launch, "_COUNTERS", {})
-    monkeypatch.setattr(launch, "torch", cuda)
-    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=cuda))
-    monkeypatch.setattr(launch, "_on", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(run, "_COUNTERS", {})
+    monkeypatch.setattr(run, "torch", cuda)
+    monkeypatch.setattr(run, "driver", SimpleNamespace(active=cuda))
+    monkeypatch.setattr(run, "on", lambda device: contextlib.nullcontext())
     devices = [torch.device("cuda", index) for index in (0, 1)]
-    first = launch._counters(devices[0], 3)
-    assert launch._counters(devices[1], 3) is not first
+    first = run.counters(devices[0], 3)
+    assert run.counters(devices[1], 3) is not first
     cuda.stream = 2
-    assert launch._counters(devices[0], 3) is not first
+    assert run.counters(devices[0], 3) is not first
     cuda.stream = 1
-    assert launch._counters(devices[0], 3) is first
+    assert run.counters(devices[0], 3) is first
     cuda.capturing = True
-    captured = [launch._counters(devices[0], 3) for _ in range(2)]
+    captured = [run.counters(devices[0], 3) for _ in range(2)]
     assert captured[0] is not captured[1]
     assert all(counters is not first for counters in captured)
     cuda.capturing = False
-    assert launch._counters(devices[0], 3) is first
+    assert run.counters(devices[0], 3) is first
 
 
 @pytest.mark.parametrize(("kind_of_device", "finishes"), [("cuda", True), ("xpu", False)])
@@ -133,9 +135,9 @@ def test_the_last_program_finishes_where_that_is_shown_to_be_sound(
     properties = SimpleNamespace(multi_processor_count=132, gpu_subslice_count=64, warp_size=32)
     module = SimpleNamespace(get_device_properties=lambda device: properties)
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    rules = launch.rules(torch.device(kind_of_device, 0), 4, True)
-    assert plan(View(8, 64, 4096), 4, rules).finish == finishes
+    monkeypatch.setattr(rules, "INTERPRETED", False)
+    row = rules._table.__wrapped__(torch.device(kind_of_device, 0), 4, True)
+    assert make_plan(View(8, 64, 4096), 4, row).finish == finishes
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_two_streams_at_once(device, force):
                 found.append(launch.prelu_backward(grad_y, x, weight, 1, (True, True))[1])
     torch.cuda.synchronize()
     assert all(torch.equal(found, expected) for found in (*sums[0], *sums[1]))
-    assert len({key for key in launch._COUNTERS if key[1] in {s.cuda_stream for s in streams}}) == 2
+    assert len({key for key in run._COUNTERS if key[1] in {s.cuda_stream for s in streams}}) == 2
 
 
 @pytest.mark.gpu

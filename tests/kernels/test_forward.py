@@ -4,8 +4,8 @@ import pytest
 import torch
 from support import DTYPES, PAIRS, assert_same, channel_dim, id_of, randn
 
-from prelu_gpu import eager, launch, leaky_relu, prelu
-from prelu_gpu.plan import Kind, gpu_rules
+from prelu_gpu import composed, leaky_relu, prelu
+from prelu_gpu.rules import Kind, gpu_rules, rules_for
 
 pytestmark = pytest.mark.usefixtures("launches")
 
@@ -23,7 +23,9 @@ def sizes_around_tiles(dtype):
 
 
 def check(x, weight, dim=1):
-    assert_same(prelu(x, weight, dim=dim), eager.prelu(x, weight, channel_dim(x, weight, dim)))
+    assert_same(
+        prelu(x, weight, dim=dim), composed.prelu_forward(x, weight, channel_dim(x, weight, dim))
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
@@ -191,4 +193,4 @@ def test_plan_kinds_are_forced(device, force, launches):
         force(kind)
         prelu(randn((2, 3, 8), torch.float32, device), randn((3,), torch.float32, device))
     assert launches == ["plane_forward", "column_forward"]
-    assert launch.rules(device, 4, False).kind is Kind.COLUMN
+    assert rules_for(device, 4, False).kind is Kind.COLUMN

@@ -10,7 +10,7 @@ from conftest import GPU, MARGIN
 from support import DTYPES, REDUCTIONS, assert_same, backward, id_of, randn
 
 from prelu_gpu import prelu
-from prelu_gpu.plan import Kind
+from prelu_gpu.rules import Kind
 
 pytestmark = pytest.mark.usefixtures("launches")
 

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -16,12 +15,13 @@ from support import (
     REDUCTIONS,
     assert_same,
     channel_dim,
-    grad_weight_tolerance,
+    exact_grad_weight,
     id_of,
 )
 
-from prelu_gpu import launch, leaky_relu, prelu
-from prelu_gpu.plan import Kind, gpu_rules
+from prelu_gpu import launch, leaky_relu, prelu, reference
+from prelu_gpu.rules import Kind, gpu_rules, using_rules
+from prelu_gpu.run import execute, intercepting
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -111,9 +111,8 @@ class Tiling:
 
     def rules(self, device, itemsize, backward):
         row = gpu_rules(1, itemsize, backward, self.warp_size)
-        return dataclasses.replace(
-            row,
-            plane=dataclasses.replace(row.plane, programs=self.programs),
+        return row._replace(
+            plane=row.plane._replace(programs=self.programs),
             kind=self.kind,
             finish=row.finish if self.reduction == "last program" else 0,
             atomic=self.reduction == "atomic",
@@ -279,16 +278,13 @@ def assert_alike(actual, expected, strides=True):
 @contextlib.contextmanager
 def tiled(tiling):
     """Launches by `tiling`, and gives the kernels' names; none may write outside of its outputs."""
-    names, run = [], launch.run
+    names = []
 
-    def counted(call, *tensors):
+    def counted(call, values):
         names.append(call.kernel.__name__)
-        run(call, *tensors)
+        execute(call, values)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "run", counted)
-        if tiling is not None:
-            patch.setattr(launch, "rules", tiling.rules)
+    with intercepting(counted), using_rules(tiling.rules) if tiling else contextlib.nullcontext():
         yield names
     launch.torch.check()
     launch.torch.buffers.clear()
@@ -323,27 +319,20 @@ def torch_prelu(x, weight, dim):
     return torch.ops.aten._prelu_kernel(x.to(weight.dtype), slopes).to(x.dtype)
 
 
-def exact_grad_weight(x, weight, grad_y, dim):
-    """The slope gradient in float64, and the same sum of absolute values."""
-    terms = torch.where(x.double() > 0, 0.0, grad_y.double() * x.double())
-    shape = slopes_over(x, weight, dim).shape
-    return tuple(t.sum_to_size(shape).reshape(weight.shape) for t in (terms, terms.abs()))
-
-
 def assert_grad_weight(grad_weight, x, weight, grad_y, case):
     assert grad_weight.dtype == weight.dtype
     assert grad_weight.shape == weight.shape
-    exact, magnitude = exact_grad_weight(x, weight, grad_y, case.dim)
+    exact = exact_grad_weight(x, weight, grad_y, case.dim)
     if x.numel() == 0 or case.numbers[0].kind == case.numbers[2].kind == "whole":
         assert torch.equal(grad_weight, exact.to(weight.dtype))
         return
     finite = exact.isfinite()
     assert torch.equal(grad_weight.isnan(), exact.isnan())
     assert torch.equal(grad_weight[exact.isinf()].double(), exact[exact.isinf()])
-    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
+    tolerance = reference.rounding(grad_y, x, weight, case.dim)
     if case.x.overlaps and case.grad_y.overlaps:
         # Equal terms round alike, and the interpreter adds them one after the other.
-        tolerance += x.numel() / weight.numel() * torch.finfo(torch.float32).eps * magnitude
+        tolerance *= x.numel() / weight.numel()
     # Products and the sum may be subnormal.
     for dtype, roundings in ((x.dtype, x.numel()), (weight.dtype, 1)):
         dtype = torch.promote_types(dtype, torch.float32) if roundings > 1 else dtype

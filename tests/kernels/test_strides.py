@@ -8,7 +8,9 @@ from conftest import MARGIN
 from support import REDUCTIONS, assert_same, backward, eager_backward, id_of, integers, randn
 
 from prelu_gpu import launch, leaky_relu, prelu
-from prelu_gpu.plan import DENSE, Gaps, Kind, View, gpu_rules, plan, view
+from prelu_gpu.layout import DENSE, Gaps, View, make_view
+from prelu_gpu.plan import make_plan
+from prelu_gpu.rules import Kind, gpu_rules
 
 SHAPE = (2, 6, 3, 4)
 
@@ -72,7 +74,7 @@ def check_view(x_name, grad_y_name, dim):
     }
     result = torch.empty_like(inputs["x"])
     strides = {name: tensor.stride() for name, tensor in inputs.items()}
-    layout = view(result.shape, result.stride(), dim, **strides)
+    layout = make_view(result.shape, result.stride(), dim, **strides)
     assert layout.numel == result.numel()
     memory_order = sorted(range(4), key=result.stride().__getitem__, reverse=True)
     for name, tensor in inputs.items():
@@ -101,15 +103,15 @@ def check_view(x_name, grad_y_name, dim):
 def test_views_of_slices(name, channel_dim, expected):
     x = part(name, randn, "cpu")
     y = torch.empty_like(x)
-    assert view(y.shape, y.stride(), channel_dim, x.stride()) == expected
+    assert make_view(y.shape, y.stride(), channel_dim, x.stride()) == expected
 
 
 def test_an_output_gradient_is_copied_rather_than_an_input():
     x, grad_y = part("channel slice", randn, "cpu"), part("crop", randn, "cpu")
     strides = torch.empty(SHAPE).stride()
-    assert view(SHAPE, strides, 1, x.stride(), grad_y.stride()).copies == ("grad_y",)
-    assert view(SHAPE, strides, 1, grad_y.stride(), x.stride()).copies == ("x",)
-    assert view(SHAPE, strides, 1, grad_y.stride(), grad_y.stride()).copies == ("x", "grad_y")
+    assert make_view(SHAPE, strides, 1, x.stride(), grad_y.stride()).copies == ("grad_y",)
+    assert make_view(SHAPE, strides, 1, grad_y.stride(), x.stride()).copies == ("x",)
+    assert make_view(SHAPE, strides, 1, grad_y.stride(), grad_y.stride()).copies == ("x", "grad_y")
 
 
 @pytest.mark.parametrize(
@@ -124,14 +126,14 @@ def test_an_output_gradient_is_copied_rather_than_an_input():
 )
 def test_what_columns_cannot_read_is_copied(gaps, copied):
     for backward_rules in (gpu_rules(132, 4, True), gpu_rules(1, 4, False)):
-        launch_plan = plan(View(1000, 64, 4, grad_y=gaps), 4, backward_rules)
+        launch_plan = make_plan(View(1000, 64, 4, grad_y=gaps), 4, backward_rules)
         assert launch_plan.kind is Kind.COLUMN
         assert launch_plan.view.copies == (("grad_y",) if copied else ())
 
 
 def test_short_rows_with_gaps_fill_their_tiles_with_rows():
     row = gpu_rules(132, 4, True)
-    launch_plan = plan(View(10**6, 16, 1, x=Gaps(outer=16)), 4, row)
+    launch_plan = make_plan(View(10**6, 16, 1, x=Gaps(outer=16)), 4, row)
     assert launch_plan.kind is Kind.COLUMN
     constants = launch_plan.constants
     assert constants["BLOCK"] * constants["ROWS"] == row.column.size // 4
@@ -141,7 +143,7 @@ def test_short_rows_with_gaps_fill_their_tiles_with_rows():
 @pytest.mark.parametrize(("gap", "vector"), [(4, 4), (2, 2), (6, 2), (3, 1), (0, 4)])
 def test_vectors_are_as_wide_as_all_rows_allow(gap, vector):
     for inner in (4096, 4097):
-        launch_plan = plan(View(9, 8, inner, x=Gaps(outer=gap)), 4, gpu_rules(132, 4, True))
+        launch_plan = make_plan(View(9, 8, inner, x=Gaps(outer=gap)), 4, gpu_rules(132, 4, True))
         assert launch_plan.constants["V"] == vector
         assert launch_plan.sizes["x_outer_gap"] == (gap // vector if gap else None)
 
@@ -337,8 +339,8 @@ def test_leaky_relu_of_slices(name, device, force):
 
 def test_the_gradient_of_cat_reaches_the_kernel_as_it_lies(device, monkeypatch):
     views = []
-    original = launch.plan
-    monkeypatch.setattr(launch, "plan", lambda v, *rest: views.append(v) or original(v, *rest))
+    original = launch.make_plan
+    monkeypatch.setattr(launch, "make_plan", lambda v, *rest: views.append(v) or original(v, *rest))
     launch.plan_call.cache_clear()
     x = randn((2, 3, 4), torch.float32, device).requires_grad_()
     other = randn((2, 5, 4), torch.float32, device)

@@ -18,11 +18,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import (
+    assert_right,
     assert_same,
     backward,
     channel_dim,
-    exact_grad_weight,
-    grad_weight_tolerance,
     integers,
 )
 from torch import nn
@@ -49,7 +48,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import prelu_gpu
-from prelu_gpu import eager, launch, leaky_relu, prelu
+from prelu_gpu import composed, leaky_relu, prelu, run
 
 WORLD = 2
 TIMEOUT = timedelta(seconds=15)
@@ -100,7 +99,7 @@ def assert_as_one_process(x, weight, *, dim=1):
     x_whole, weight_whole = whole(x), whole(weight)
     grad_y = randn(*x.shape, seed=2)
     along = channel_dim(x, weight, dim) if weight.dim() <= 1 else None
-    expected, grad_x, _ = backward(eager.prelu, x_whole, weight_whole, grad_y, along)
+    expected, grad_x, _ = backward(composed.prelu_forward, x_whole, weight_whole, grad_y, along)
     LAUNCHED.clear()
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = prelu(x, weight, dim=dim)
@@ -114,15 +113,7 @@ def assert_as_one_process(x, weight, *, dim=1):
 
 def assert_near_exact(grad_weight, x, weight, grad_y, dim=1):
     """The slope gradient in float64, but for the rounding that its order of sums explains."""
-    grad_weight = whole(grad_weight)
-    if weight.dim() > 1:
-        exact = torch.where(x > 0, 0.0, x.double() * grad_y.double())
-        magnitude, exact = (t.sum_to_size(weight.shape) for t in (exact.abs(), exact))
-    else:
-        exact, magnitude = exact_grad_weight(x, weight, grad_y, dim)
-    assert grad_weight.shape == weight.shape
-    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
-    assert ((grad_weight.double() - exact).abs() <= tolerance).all()
+    assert_right(grad_y, x, weight, dim, grad_weight=whole(grad_weight))
 
 
 @check(dim=[0, 1, 2], channels=[7, 1])
@@ -596,13 +587,16 @@ def checkpoints_of_distributed_models(how):
 
 def main(rank, folder):
     torch.set_num_threads(1)
-    run = launch.run
 
-    def counted(call, *tensors):
+    def counted(call, values):
         LAUNCHED.append(call.kernel.__name__)
-        run(call, *tensors)
+        run.execute(call, values)
 
-    launch.run = counted
+    with run.intercepting(counted):
+        check_all(rank, folder)
+
+
+def check_all(rank, folder):
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=TIMEOUT)
     results = {}

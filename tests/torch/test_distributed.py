@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,19 +66,28 @@ def test_in_two_processes(name, results):
         assert not result[name], f"rank {rank}:\n{result[name]}"
 
 
-def test_readmes_example_under_torchrun(tmp_path):
+def test_the_example_under_torchrun(tmp_path):
     """On the CPU without kernels, where the shards are PyTorch's operators'."""
-    section = (ROOT / "README.md").read_text().split("\n## Distributed\n")[1].split("\n## ")[0]
-    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    checks = """
-from torch.distributed.tensor import Replicate
-gradient = model[1].weight.grad
-assert gradient.placements == (Shard(0),) and gradient.to_local().shape == (32,)
-assert replica.module[1].weight.grad.shape == (64,)
-print("as promised")
-"""
+    example = ROOT / "tests" / "torch" / "tensor_parallel.py"
     program = tmp_path / "train.py"
-    program.write_text(example + checks)
+    program.write_text(f"""
+import os, runpy, torch
+from torch.distributed.tensor import Shard
+
+example = runpy.run_path({str(example)!r})
+replica = example["replica"].module
+assert replica[1].weight.grad.shape == (64,)
+replica.zero_grad()
+replica(torch.ones(8, 16)).sum().backward()  # the same weights: both are those of process 0
+
+slopes = example["model"][1].weight
+gradient = slopes.grad
+for sharded in slopes, gradient:
+    assert sharded.placements == (Shard(0),) and sharded.to_local().shape == (32,)
+expected = replica[1].weight.grad.chunk(2)[int(os.environ["RANK"])]
+torch.testing.assert_close(gradient.to_local(), expected)
+print("as promised")
+""")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", WORLD)
     output = finish(start(*torchrun, program))
     assert output.count("as promised") == WORLD, output
@@ -126,8 +134,7 @@ def test_what_is_sharded():
 import torch, torch.distributed as dist
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
-from prelu_gpu import functional
-from prelu_gpu.backend import is_distributed, is_sharded
+from prelu_gpu.route import Route, is_sharded, route
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 x, weight = torch.randn(4, 3), torch.nn.Parameter(torch.rand(3))
@@ -146,9 +153,9 @@ for given, sharded in [
     ((fetched, slopes), False),
 ]:
     kinds = [type(tensor).__name__ for tensor in given]
-    assert is_sharded(*given) == is_distributed(*given) == sharded, kinds
+    assert is_sharded(*given) == (route(*given) is Route.DISPATCHED) == sharded, kinds
 with torch.autograd.forward_ad.dual_level():
-    assert not is_distributed(shards, slopes) and not functional._is_served(x, weight)
+    assert route(shards, slopes) is route(x, weight) is Route.COMPOSED
 dist.destroy_process_group()
 print("done")
 """

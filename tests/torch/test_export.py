@@ -14,7 +14,7 @@ from support import assert_same, randn
 from torch import nn
 
 import prelu_gpu
-from prelu_gpu import PReLU, SharedAxesPReLU, functional, leaky_relu, plan, prelu
+from prelu_gpu import PReLU, SharedAxesPReLU, leaky_relu, prelu
 
 pytestmark = pytest.mark.filterwarnings(
     # PyTorch's exporters of their own affairs.
@@ -147,9 +147,9 @@ def gradients(model, x):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(threshold):
     """PyTorch's operator serves small inputs, as it does on a user's GPU."""
-    monkeypatch.setattr(functional, "EAGER_BELOW", plan.SMALL)
+    threshold(2**22)
 
 
 class TestExport:
@@ -340,14 +340,14 @@ class TestFx:
         x = batches(name, device)[0]
         assert_same(graph(x.clone()).detach(), model(x.clone()).detach())
 
-    def test_a_graph_does_not_depend_on_the_size(self, device, monkeypatch, launches):
-        monkeypatch.setattr(functional, "EAGER_BELOW", plan.SMALL)
+    def test_a_graph_does_not_depend_on_the_size(self, device, threshold, launches):
+        threshold(2**22)
         ours = module("per channel", device)
         graph = torch.fx.symbolic_trace(ours)
         x = randn(SHAPE, torch.float32, device)
         expected = graph(x).detach()
         assert not launches
-        monkeypatch.setattr(functional, "EAGER_BELOW", 0)
+        threshold(0)
         assert_same(graph(x).detach(), expected)
         assert launches
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import prelu_gpu
-from prelu_gpu.plan import Kind
+from prelu_gpu.rules import Kind
 
 SLOPES = (0.25, -0.5, 2.0)
 

@@ -1,46 +1,42 @@
-"""The reference, and the backend of devices without kernels."""
-
-import subprocess
-import sys
+"""PyTorch's operators, which serve devices without kernels."""
 
 import pytest
 import torch
-from support import PAIRS, assert_same, backward, id_of, randn
+from support import PAIRS, assert_same, backward, id_of, randn, run_program
 
-from prelu_gpu import eager, leaky_relu, prelu
-from prelu_gpu.backend import Backend
-from prelu_gpu.backend import backend as backend_of
+from prelu_gpu import composed, leaky_relu, prelu
+from prelu_gpu.backend import Backend, backend_of
 
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_eager_prelu_is_the_formula(dtypes, dim):
+def test_prelu_is_the_formula(dtypes, dim):
     x = randn((4, 5, 6), dtypes[0], "cpu")
     weight = randn((x.shape[dim],), dtypes[1], "cpu", seed=1)
     shape = [-1 if d == dim % 3 else 1 for d in range(3)]
     wide = torch.where(x > 0, x.double(), weight.double().view(shape) * x.double())
     # Products of 8 or 11 bits by 24 are exact in float64 and rounded once more in float32.
     expected = wide if dtypes[0] == torch.float64 else wide.float()
-    assert_same(eager.prelu(x, weight, dim % 3), expected.to(dtypes[0]))
+    assert_same(composed.prelu_forward(x, weight, dim % 3), expected.to(dtypes[0]))
 
 
 @pytest.mark.parametrize("dim", range(4))
 def test_gradients_along_every_dim(dim):
     x, grad_y = (randn((2, 3, 4, 5), torch.float64, "cpu", seed) for seed in (0, 1))
     weight = randn((x.shape[dim],), torch.float64, "cpu", seed=2)
-    y, grad_x, grad_weight = backward(eager.prelu, x, weight, grad_y, dim)
+    y, grad_x, grad_weight = backward(composed.prelu_forward, x, weight, grad_y, dim)
     slopes = weight.view([-1 if d == dim else 1 for d in range(4)])
     assert torch.equal(y, torch.where(x > 0, x, slopes * x))
     assert torch.equal(grad_x, torch.where(x > 0, grad_y, slopes * grad_y))
-    again = eager.prelu_backward(grad_y, x, weight, dim, (True, True))
+    again = composed.prelu_backward(grad_y, x, weight, dim, (True, True))
     torch.testing.assert_close(again, (grad_x, grad_weight))
-    assert eager.prelu_backward(grad_y, x, weight, dim, (False, False)) == (None, None)
+    assert composed.prelu_backward(grad_y, x, weight, dim, (False, False)) == (None, None)
 
 
 def test_meta_tensors_have_shapes():
     y = prelu(torch.empty(2, 3, device="meta"), torch.empty(3, device="meta"))
     assert y.shape == (2, 3)
-    assert backend_of(y.device) is Backend.EAGER
+    assert backend_of(y.device) is Backend.PYTORCH
     assert leaky_relu(y).is_meta
 
 
@@ -48,9 +44,8 @@ WITHOUT_KERNELS = """
 import sys
 {setup}
 import torch, prelu_gpu
-from prelu_gpu.backend import Backend, backend
-from prelu_gpu.backend import backend as backend_of
-assert backend(torch.device("cpu")) is Backend.EAGER
+from prelu_gpu.backend import Backend, backend_of
+assert backend_of(torch.device("cpu")) is Backend.PYTORCH
 assert "prelu_gpu.launch" not in sys.modules or {triton}
 x = torch.randn(2, 3, 4, requires_grad=True)
 model = prelu_gpu.accelerate(torch.nn.Sequential(torch.nn.PReLU(3), prelu_gpu.LeakyReLU(0.2)))
@@ -107,11 +102,8 @@ print("done")
 """
 
 
-def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    command = [sys.executable, "-c", AUTOCAST_WITHOUT_KERNELS]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert run.stdout == "done\n", run.stderr
+def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does():
+    assert run_program(AUTOCAST_WITHOUT_KERNELS, interpret=False)[0] == "done\n"
 
 
 @pytest.mark.parametrize(
@@ -125,8 +117,4 @@ def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does(monkeypatch
 def test_import_and_use_without_kernels(setup, triton, words, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     program = WITHOUT_KERNELS.format(setup=setup, triton=triton)
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert f"PyTorch operators ({words}" in run.stdout
+    assert f"PyTorch operators ({words}" in run_program(program, interpret=False)[0]

@@ -1,0 +1,64 @@
+"""The family composed of PyTorch's own operators, where no kernel serves.
+
+Arguments are taken as checked (checks.py).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._torch import prelu_kernel, prelu_kernel_backward
+
+
+def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    """PReLU: x where x > 0, else weight * x.
+
+    Args:
+        x: any shape.
+        weight: one slope, or one for each channel, or slopes of the input's rank that broadcast;
+            in the input's dtype, or float32 beside a half-precision input: so is the arithmetic.
+        channel_dim: the dimension of the channels; None for a shared slope and for broadcasting.
+    """
+    if channel_dim not in (None, 1):
+        return prelu_forward(x.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
+    if weight.dim() < 2 and x.dtype == weight.dtype:
+        return torch.prelu(x, weight)
+    # torch.prelu does not broadcast, and autocast would round a float32 slope.
+    y: Tensor = prelu_kernel(x.to(weight.dtype), _slopes(x, weight, channel_dim))
+    return y.to(x.dtype)
+
+
+def prelu_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    channel_dim: int | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the input and of the weight that can be differentiated again."""
+    slopes = _slopes(x, weight, channel_dim)
+    wide_x, wide_grad_y = x.to(weight.dtype), grad_y.to(weight.dtype)
+    grad_x, shares = prelu_kernel_backward(wide_grad_y, wide_x, slopes)
+    grad_weight = shares.sum_to_size(slopes.shape).reshape(weight.shape)
+    return grad_x.to(x.dtype) if needs[0] else None, grad_weight if needs[1] else None
+
+
+def leaky_relu_forward(x: Tensor, negative_slope: float, inplace: bool = False) -> Tensor:
+    """Leaky ReLU: x where x > 0, else negative_slope * x."""
+    return F.leaky_relu(x, negative_slope, inplace)
+
+
+def leaky_relu_backward(
+    grad_y: Tensor, saved: Tensor, negative_slope: float, saved_output: bool = False
+) -> Tensor:
+    """Gradient of the input that can be differentiated again; `saved` is the input or output."""
+    grad_x: Tensor = torch.ops.aten.leaky_relu_backward(grad_y, saved, negative_slope, saved_output)
+    return grad_x
+
+
+def _slopes(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    """The slopes in a shape that broadcasts over the input."""
+    if channel_dim is not None:
+        return weight.view([-1 if d == channel_dim else 1 for d in range(x.dim())])
+    # In the input's rank: the batching rules of vmap need it.
+    return weight.reshape([1] * x.dim()) if weight.numel() == 1 else weight

@@ -1,0 +1,178 @@
+"""One launch: a kernel, its plan and its tensors, on the tensors' device, or interpreted."""
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+
+from .backend import INTERPRETED
+from .plan import Launch
+
+SEEN_TO_LAUNCH_DIRECTLY: frozenset[str] = frozenset()
+"""Versions of Triton whose compiled kernels a GPU launched right without Triton's look-up, which
+takes the host longer than a small kernel runs. None, until a GPU has run it. Triton's debug and
+inspection knobs are those of a kernel's first launch then."""
+
+DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.cuda is not None
+
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+
+_INPUTS = frozenset(("x_ptr", "grad_y_ptr", "weight_ptr", "partials_ptr"))
+"""Parameters of the kernels that are only read."""
+
+_INTERPRETER = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child has none of the threads that might hold it.
+    os.register_at_fork(
+        before=_INTERPRETER.acquire,
+        after_in_parent=_INTERPRETER.release,
+        after_in_child=_INTERPRETER.release,
+    )
+
+Values = dict[str, Any]
+"""Arguments of a kernel by parameter name."""
+
+
+class Call(NamedTuple):
+    """A kernel with all of its arguments but the tensors and the number that is a fixed slope."""
+
+    kernel: Any
+    launch: Launch
+    arguments: Values
+    compiled: dict[tuple[Any, ...], Any]
+    """Compiled kernels by what Triton specialises the other arguments on."""
+
+
+def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
+    """The call of a launch: of sizes and constants, the ones that the kernel has parameters for."""
+    known = {**launch.sizes, **launch.constants, **constants}
+    arguments = {name: known[name] for name in kernel.arg_names if name in known}
+    return Call(kernel, launch, arguments, {})
+
+
+def run(call: Call, values: Values) -> None:
+    """Launches a kernel on tensors: the one place that does."""
+    _executed_by(call, values)
+
+
+@contextlib.contextmanager
+def intercepting(function: Callable[[Call, Values], None]) -> Iterator[None]:
+    """Gives every launch to a function for a block, in the whole process: for tests and inspection.
+
+    The function calls :func:`execute`, or launches nothing.
+    """
+    global _executed_by
+    before, _executed_by = _executed_by, function
+    try:
+        yield
+    finally:
+        _executed_by = before
+
+
+def execute(call: Call, values: Values) -> None:
+    """Launches a kernel, or interprets it."""
+    if INTERPRETED:
+        _interpret(call, values)
+        return
+    device = next(iter(values.values())).device  # the first one is a tensor
+    with on(device):
+        if not DIRECT_LAUNCH:
+            _look_up_and_launch(call, values)
+            return
+        key = (device, *specialization(values))
+        if key in call.compiled:
+            arguments = {**values, **call.arguments}
+            compiled = call.compiled[key]
+            in_order = (arguments[name] for name in call.kernel.arg_names)
+            compiled[(*call.launch.grid, 1, 1)[:3]](*in_order)
+            return
+        compiled = _look_up_and_launch(call, values)
+        # Not what a hook has kept from being compiled, or is still being compiled.
+        if isinstance(compiled, CompiledKernel):
+            call.compiled[key] = compiled
+
+
+_executed_by: Callable[[Call, Values], None] = execute
+
+
+def _look_up_and_launch(call: Call, values: Values) -> Any:
+    """Launches through Triton's look-up of what it has compiled; gives that."""
+    kernel, launch = call.kernel, call.launch
+    return kernel[launch.grid](**values, **call.arguments, num_warps=launch.num_warps)
+
+
+def specialization(values: Values) -> list[object]:
+    """What of a call's values decides which machine code Triton makes for it, on NVIDIA's GPUs."""
+    return [
+        (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else type(value)
+        for value in values.values()
+    ]
+
+
+def _interpret(call: Call, values: Values) -> None:
+    """Runs an interpreted kernel, with bfloat16 brought in and out as float32.
+
+    The interpreter truncates bfloat16 stores, where a GPU rounds to nearest even.
+    """
+    import numpy  # the interpreter's need, not a dependency of ours
+
+    def staged(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.bfloat16:
+            return value
+        # What lies between the elements comes along: strides stay.
+        strides = zip(value.shape, value.stride(), strict=True)
+        memory = value.as_strided((1 + sum((size - 1) * step for size, step in strides),), (1,))
+        return memory.float().as_strided(value.shape, value.stride())
+
+    by_name = {name: staged(value) for name, value in values.items()}
+    # NumPy warns of infinities and NaN, which a GPU computes like other values. The interpreter
+    # keeps the program it runs in global variables.
+    with _INTERPRETER, numpy.errstate(all="ignore"):
+        call.kernel[call.launch.grid](**by_name, **call.arguments)
+    for name, value in values.items():
+        if name not in _INPUTS and value is not by_name[name]:
+            value.copy_(by_name[name])
+
+
+def counters(device: torch.device, channels: int) -> Tensor:
+    """Zeros, one for each channel, that the kernel leaves as zeros.
+
+    Launches on one stream follow each other, so a stream has one set of them. A CUDA graph, which
+    may be replayed on any, has its own.
+    """
+    stream = 0
+    if device.type == "cuda":
+        with on(device):
+            if torch.cuda.is_current_stream_capturing():
+                return torch.zeros(channels, dtype=torch.int32, device=device)
+            stream = driver.active.get_current_stream(device.index)
+    zeros = _COUNTERS.get((device, stream))
+    if zeros is None or zeros.numel() < channels:
+        zeros = torch.zeros(max(channels, 1024), dtype=torch.int32, device=device)
+        _COUNTERS[device, stream] = zeros
+    return zeros
+
+
+_UNCHANGED = contextlib.nullcontext()
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes `device` the current one, which it mostly is already."""
+    module = _device_module(device.type)
+    if module.current_device() == device.index:
+        return _UNCHANGED
+    context: contextlib.AbstractContextManager[Any] = module.device(device)
+    return context
+
+
+@functools.cache
+def _device_module(device_type: str) -> Any:
+    return torch.get_device_module(device_type)
