@@ -21,7 +21,7 @@ export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 .NOTPARALLEL:
 
 demo: $(ready)
-	$(PYTHON) -m benchmarks.demo --out $(RESULTS)
+	$(PYTHON) -m benchmarks demo --out $(RESULTS)
 
 test: $(ready)
 	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)

@@ -1,452 +1,211 @@
-"""Trains one super-resolution network twice, with nn.PReLU and with prelu_gpu, and compares them.
+"""Trains a super-resolution network twice, with nn.PReLU and with prelu_gpu, and compares them."""
 
-    python -m benchmarks.demo                       on the photographs in the scikit-image wheel
-    python -m benchmarks.demo --photos ~/Pictures   on your own
-
-Both trainings start from the same weights and see the same crops. They have to agree up to
-rounding and to beat bicubic interpolation; if not, the exit status is 1 (2 for unusable input).
-"""
-
-import argparse
-import contextlib
 import copy
 import math
 import os
-import statistics
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from typing import Annotated
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.photos import (
-    CROP,
-    SCALE,
-    InputError,
-    Photo,
-    downscale,
-    load_photos,
-    psnr,
-    random_crops,
-    upscale,
-)
-from benchmarks.srgan import (
-    AdversarialLosses,
-    Discriminator,
-    Generator,
-    Training,
-    train,
-    train_adversarially,
-)
+# Triton reads it when the kernels are imported: without a GPU they are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.accelerator.is_available() else "1")
+
+import prelu_gpu
+from benchmarks import gate
+from benchmarks.photos import CROP, Photo, load_photos, random_crops
+from benchmarks.program import fail, make_table, open_console, progress_bars
+from benchmarks.srgan import SCALE, Generator, Training, backward, downscale, psnr, train, upscale
+from prelu_gpu import backend
 
 COMPARED_STEPS = 20
 NEEDED_GAIN = 0.3
 DETAIL = 80
+STYLES = {
+    "nn.PReLU": {"color": "tab:orange", "linewidth": 3},
+    "prelu_gpu": {"color": "tab:blue", "linestyle": "--"},
+}
 
 
-class Options(argparse.Namespace):
-    """The command line."""
+def main(
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            readable=True,
+            show_default="those in the scikit-image wheel",
+            help="Folder of two or more PNG, JPEG, WebP, TIFF or BMP photographs. The last by name "
+            "is held out of training to measure the result; larger ones are reduced to 1024 "
+            "pixels a side.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", file_okay=False, writable=True, help="Folder for demo.png."),
+    ] = Path("out"),
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 300,
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Crops of 48 x 48 pixels in a step.")
+    ] = 8,
+    channels: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Channels of the network.")
+    ] = 16,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the weights and the crops.")
+    ] = 0,
+) -> None:
+    """Trains a small x2 super-resolution network twice, with torch.nn.PReLU and with prelu_gpu.
 
-    photos: Path | None
-    out: Path
-    steps: int
-    batch: int
-    channels: int
-    seed: int
-    adversarial: bool
-    adversarial_steps: int
-    device: torch.device
-
-
-@dataclass
-class Adversarial:
-    """What --adversarial made of a network: its losses, and the photograph held out."""
-
-    losses: AdversarialLosses
-    output: Tensor
-    psnr: float
-
-
-@dataclass
-class Result:
-    """One of the two networks: its training, and the photograph held out as it restores it."""
-
-    name: str
-    training: Training
-    output: Tensor
-    psnr: float
-    adversarial: Adversarial | None = None
-
-
-@dataclass
-class Agreement:
-    """How far two trainings are apart where only rounding may separate them.
-
-    Attributes:
-        losses: The largest difference of the losses in the first steps, relative to the largest.
-        gradients: The largest difference of the first step's gradients, each parameter's relative
-            to its largest.
-        limit: What rounding explains of either.
+    Both trainings start from the same weights and see the same crops. They have to agree up to
+    rounding and to beat bicubic interpolation; if not, the exit status is 1.
     """
-
-    losses: float
-    gradients: float
-    limit: float
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program and returns its exit status."""
+    *training_photos, held_out = load_photos(photos)
+    device = find_device()
     try:
-        options = parse(arguments)
-        photos = load_photos(options.photos)
-        make_folder(options.out)
-        prelu_gpu = import_prelu_gpu(options.device)
-    except InputError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-
-    console = Console()
-    describe(console, photos, options.device)
-
-    torch.manual_seed(options.seed)
-    generator = Generator(options.channels).to(options.device)
-    accelerated = prelu_gpu.accelerate(copy.deepcopy(generator))
-    with reproducible(), progress_bars(console) as progress:
-        reference = run("nn.PReLU", generator, nn.LeakyReLU, photos, options, progress)
-        ours = run("prelu_gpu", accelerated, prelu_gpu.LeakyReLU, photos, options, progress)
-
-    target = photos[-1].batch()
-    bicubic = upscale(downscale(target)).clamp(0, 1)
-    bicubic_psnr = psnr(bicubic, target)
-    agreement = compare(reference.training, ours.training, options)
-    console.print(report(photos[-1].name, bicubic_psnr, reference, ours, agreement))
-    picture = options.out / "demo.png"
-    draw(photos[-1], bicubic, reference, ours).savefig(picture, dpi=120)
-    console.print(f"Picture: {picture}", markup=False, highlight=False)
-
-    failures = find_failures(bicubic_psnr, reference, ours, agreement)
-    for failure in failures:
-        print(f"demo: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage and leaving."""
-        raise InputError(f"{message}; see --help")
-
-
-def parse(arguments: Sequence[str] | None) -> Options:
-    """Reads the command line."""
-    parser = Parser(
-        prog="python -m benchmarks.demo",
-        description="Train a small x2 super-resolution network twice from one seed, with "
-        "torch.nn.PReLU and with prelu_gpu, and compare the two.",
-    )
-
-    def add_number(flag: str, lowest: int, default: int, meaning: str) -> None:
-        parser.add_argument(
-            flag,
-            type=whole_number(lowest),
-            default=default,
-            metavar="N",
-            help=f"{meaning} (default: {default})",
-        )
-
-    parser.add_argument(
-        "--photos",
-        type=Path,
-        metavar="DIR",
-        help="folder of two or more PNG, JPEG, WebP, TIFF or BMP photographs (default: those in "
-        "the scikit-image wheel); the last by name is held out of training to measure the result; "
-        "larger ones are reduced to 1024 pixels a side",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path("out"),
-        help="folder for demo.png (default: out)",
-    )
-    add_number("--steps", 1, 300, "training steps")
-    add_number("--batch", 1, 8, f"crops of {CROP} x {CROP} pixels in a step")
-    add_number("--channels", 1, 16, "channels of the network")
-    add_number("--seed", 0, 0, "seed of the weights and the crops")
-    parser.add_argument(
-        "--adversarial",
-        action="store_true",
-        help="go on as SRGAN does, against a discriminator of Leaky ReLU layers",
-    )
-    add_number("--adversarial-steps", 1, 100, "steps of --adversarial")
-    devices = available_devices()
-    parser.add_argument(
-        "--device",
-        choices=devices,
-        default=devices[-1],
-        help=f"where to train: %(choices)s (default: {devices[-1]})",
-        metavar="DEVICE",
-    )
-    options = parser.parse_args(arguments, Options())
-    options.device = torch.device(options.device)
-    return options
-
-
-def whole_number(lowest: int) -> Callable[[str], int]:
-    """An argument's type: a whole number from `lowest` up."""
-
-    def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = -1
-        if not lowest <= number < 2**31:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not allowed; give a whole number from {lowest} up"
-            )
-        return number
-
-    return convert
-
-
-def available_devices() -> list[str]:
-    """The devices here that kernels can run on, the preferred one last."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None or accelerator.type not in ("cuda", "xpu"):
-        return ["cpu"]
-    numbered = [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
-    return ["cpu", *numbered, accelerator.type]
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder of the results, before anything long is begun."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"--out {folder}: no folder can be made there ({error.strerror}); give another"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder}: cannot be written to; give another folder")
-
-
-def import_prelu_gpu(device: torch.device) -> ModuleType:
-    """Imports prelu_gpu so that its kernels run on `device`."""
+        raise typer.BadParameter(f"{error}; give another folder", param_hint="--out") from error
+    console = open_console()
+    names = ", ".join(photo.name for photo in training_photos)
+    said = f"Photographs: {names}. Held out of training: {held_out.name}.\n"
     if device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the kernels are imported
-    import prelu_gpu
-    from prelu_gpu import functional
-    from prelu_gpu.backend import Backend, backend, reason
-
-    if backend(device) is Backend.EAGER:
-        raise InputError(
-            f"--device {device}: the kernels cannot run ({reason(device)}); "
-            "use Linux with triton installed"
-        )
-    # Its pictures are small: on a GPU PyTorch's operator would serve most of them.
-    functional.EAGER_BELOW = 0
-    return prelu_gpu
-
-
-def describe(console: Console, photos: list[Photo], device: torch.device) -> None:
-    """Says what is going to be done, and on what."""
-    *names, held_out = (photo.name for photo in photos)
-    lines = [f"Photographs: {', '.join(names)}. Held out of training: {held_out}."]
-    if device.type == "cpu":
-        lines.append(
+        said += (
             "No GPU is used: the kernels of prelu_gpu run interpreted on the CPU, and everything "
             "on one thread. The times below are not GPU times."
         )
-    else:
-        lines.append(f"Device: {torch.get_device_module(device).get_device_name(device)}.")
-    console.print("\n".join(lines), markup=False, highlight=False)
+        torch.set_num_threads(1)  # small networks gain little from more, and their sums change
+    console.print(said, markup=False, highlight=False)
 
+    def crops() -> Iterator[Tensor]:
+        for high in islice(random_crops(training_photos, batch, seed), steps):
+            yield high.to(device)
 
-@contextlib.contextmanager
-def reproducible() -> Iterator[None]:
-    """Float32 throughout, and the same bits on every run.
-
-    On a CPU one thread: networks this small gain little from more, and their sums change with it.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def progress_bars(console: Console) -> Progress:
-    """The display of the trainings as they run."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
+    torch.manual_seed(seed)
+    plain = Generator(channels).to(device)
+    networks = {"nn.PReLU": plain, "prelu_gpu": prelu_gpu.accelerate(copy.deepcopy(plain))}
+    reproducible = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
+    # Its pictures are small: on a GPU PyTorch's operator would serve most of them.
+    with reproducible, prelu_gpu.kernel_threshold(0), progress_bars(console) as progress:
+        first_step = partial(backward, high=next(crops()))
+        gradients = max(
+            gate.compare(plain, first_step, torch.float32), key=lambda d: (d.is_wrong, d.share)
+        )
+        trainings = {
+            name: train(network, progress.track(crops(), steps, description=name), held_out.batch())
+            for name, network in networks.items()
+        }
+    losses = compare_losses(trainings, batch * channels * CROP**2)
 
-
-def run(
-    name: str,
-    generator: nn.Module,
-    activation: type[nn.LeakyReLU],
-    photos: list[Photo],
-    options: Options,
-    progress: Progress,
-) -> Result:
-    """Trains one network and has it restore the photograph that is held out."""
-    *training_photos, held_out = photos
     target = held_out.batch()
+    bicubic = upscale(downscale(target)).clamp(0, 1)
+    console.print(make_report(held_out, psnr(bicubic, target), trainings, losses, gradients))
+    picture = out / "demo.png"
+    draw(held_out, bicubic, trainings).savefig(picture, dpi=120)
+    console.print(f"Picture: {picture}", markup=False, highlight=False)
 
-    def batches(seed: int, steps: int, description: str) -> Iterator[Tensor]:
-        crops = islice(random_crops(training_photos, options.batch, seed), steps)
-        for batch in progress.track(crops, total=steps, description=description):
-            yield batch.to(options.device)
-
-    training = train(generator, batches(options.seed, options.steps, name), options.device)
-    output = restore(generator, target, options.device)
-    result = Result(name, training, output, psnr(output, target))
-    if options.adversarial:
-        torch.manual_seed(options.seed)
-        discriminator = Discriminator(options.channels, activation).to(options.device)
-        losses = train_adversarially(
-            generator,
-            discriminator,
-            batches(options.seed + 1, options.adversarial_steps, f"{name}, adversarial"),
-        )
-        output = restore(generator, target, options.device)
-        result.adversarial = Adversarial(losses, output, psnr(output, target))
-    return result
-
-
-@torch.no_grad()
-def restore(generator: nn.Module, target: Tensor, device: torch.device) -> Tensor:
-    """What the network makes of a photograph's halved copy, on the CPU."""
-    output: Tensor = generator(downscale(target).to(device))
-    return output.clamp(0, 1).cpu()
-
-
-def compare(reference: Training, other: Training, options: Options) -> Agreement:
-    """Measures how far two trainings of one network are apart.
-
-    The limit is sqrt(n) * eps for the n elements of the largest activation. The gradient of a
-    shared slope sums n products of either sign, whose sizes add up to about sqrt(n) times their
-    sum, and each may be off by eps. Adam hands such relative errors on to its steps, so to what
-    the loss falls by. But it divides a gradient by its own size, and so a slope gradient twice
-    too large would not show in the losses: hence the first step's gradients too.
-    """
-    expected = torch.tensor(reference.losses[:COMPARED_STEPS], dtype=torch.float64)
-    actual = torch.tensor(other.losses[:COMPARED_STEPS], dtype=torch.float64)
-    # A sum may cancel further by chance, to nothing that matters for the loss.
-    least = 1e-4 * reference.losses[0]
-    gradients = [
-        (other.gradients[name] - gradient).abs().max() / gradient.abs().max().clamp(min=least)
-        for name, gradient in reference.gradients.items()
-    ]
-    n = options.batch * options.channels * CROP**2
-    return Agreement(
-        losses=((actual - expected).abs().max() / expected.max()).item(),
-        gradients=torch.stack(gradients).max().item(),
-        limit=math.sqrt(n) * torch.finfo(torch.float32).eps,
-    )
-
-
-def find_failures(
-    bicubic_psnr: float, reference: Result, ours: Result, agreement: Agreement
-) -> list[str]:
-    """Says what is wrong with the trainings, one line each."""
     failures = [
-        f"the {what} of nn.PReLU and prelu_gpu differ by {difference:.1e}, "
-        f"but rounding explains at most {agreement.limit:.1e}"
-        for what, difference in (
-            (f"losses of the first {COMPARED_STEPS} steps", agreement.losses),
-            ("gradients of the first step", agreement.gradients),
-        )
-        if not difference <= agreement.limit
+        f"nn.PReLU and prelu_gpu differ: {difference}"
+        for difference in (losses, gradients)
+        if difference.is_wrong
     ]
+    needed = psnr(bicubic, target) + NEEDED_GAIN
     failures += [
-        f"{result.name} reaches {result.psnr:.2f} dB and bicubic {bicubic_psnr:.2f} dB, "
-        f"but {NEEDED_GAIN} dB more than bicubic are needed; train for more --steps"
-        for result in (reference, ours)
-        if not result.psnr - bicubic_psnr >= NEEDED_GAIN
+        f"{name} reaches {training.psnr:.2f} dB, but {needed:.2f} dB are needed, {NEEDED_GAIN} dB "
+        "more than bicubic interpolation; train for more --steps"
+        for name, training in trainings.items()
+        if not training.psnr >= needed
     ]
-    return failures
+    if failures:
+        fail(*failures)
 
 
-def report(
-    photo: str, bicubic_psnr: float, reference: Result, ours: Result, agreement: Agreement
+def find_device() -> torch.device:
+    """Where to train: on a GPU if there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    usable = accelerator is not None and accelerator.type in backend.KERNEL_DEVICES
+    device = accelerator if usable else torch.device("cpu")
+    if not backend.has_kernels(device):
+        raise typer.BadParameter(
+            f"the kernels cannot run ({backend.reason(device)}); use Linux with triton installed"
+        )
+    return device
+
+
+def compare_losses(trainings: Mapping[str, Training], n: int) -> gate.Difference:
+    """How far the first losses are apart, relative to the largest.
+
+    Rounding explains sqrt(n) * eps for the n elements of the largest activation: the gradient of a
+    shared slope sums n products of either sign, whose sizes add up to about sqrt(n) times their
+    sum, and each may be off by eps. Adam hands such relative errors on to its steps, so to what the
+    loss falls by.
+    """
+    expected, actual = (
+        torch.tensor(training.losses[:COMPARED_STEPS]).double() for training in trainings.values()
+    )
+    distance = ((actual - expected).abs().max() / expected.max()).item()
+    name = f"losses of the first {COMPARED_STEPS} steps"
+    return gate.Difference(name, distance, math.sqrt(n) * torch.finfo(torch.float32).eps)
+
+
+def make_report(
+    photo: Photo,
+    bicubic_psnr: float,
+    trainings: Mapping[str, Training],
+    losses: gate.Difference,
+    gradients: gate.Difference,
 ) -> Table:
     """The figures as a table."""
-    table = Table(
-        title=f"x{SCALE} super-resolution, measured on {escape(photo)}",
-        caption="Differences are the largest, relative to the largest loss or gradient.",
+    table = make_table(
+        [""],
+        ["bicubic", *trainings],
+        title=f"x{SCALE} super-resolution, measured on {escape(photo.name)}",
+        caption="Differences: how large, of how much rounding explains.",
     )
-    table.add_column("")
-    for name in ("bicubic", reference.name, ours.name):
-        table.add_column(name, justify="right")
-
-    def add(label: str, figure: Callable[[Result], str], bicubic: str = "") -> None:
-        table.add_row(label, bicubic, figure(reference), figure(ours))
-
-    add("PSNR, dB", lambda result: f"{result.psnr:.3f}", f"{bicubic_psnr:.3f}")
-    add("time per step, median", lambda r: f"{statistics.median(r.training.seconds) * 1e3:.1f} ms")
-    if ours.training.peak_bytes is not None:
-        add("peak memory", lambda r: f"{(r.training.peak_bytes or 0) / 2**20:.1f} MiB")
-    for label, number in (
-        (f"difference of losses, first {COMPARED_STEPS} steps", agreement.losses),
-        ("difference of gradients, first step", agreement.gradients),
-        ("what rounding explains of either", agreement.limit),
+    results = trainings.values()
+    table.add_row("PSNR, dB", f"{bicubic_psnr:.3f}", *(f"{r.psnr:.3f}" for r in results))
+    times = (f"{r.step_seconds * 1e3:.1f} ms" for r in results)
+    table.add_row("time per step, median", "", *times)
+    peaks = [f"{r.peak_bytes / 2**20:.1f} MiB" for r in results if r.peak_bytes is not None]
+    if peaks:
+        table.add_row("peak memory", "", *peaks)
+    for label, found in (
+        (f"difference of losses, first {COMPARED_STEPS} steps", losses),
+        ("difference of gradients, first step", gradients),
     ):
-        table.add_row(label, "", "", f"{number:.1e}")
-    if reference.adversarial and ours.adversarial:
-        table.add_section()
-        table.add_row("after the adversarial steps")
-        after: list[tuple[str, Callable[[Adversarial], str]]] = [
-            ("  PSNR, dB", lambda a: f"{a.psnr:.3f}"),
-            ("  content loss", lambda a: f"{a.losses.content:.4f}"),
-            ("  adversarial loss", lambda a: f"{a.losses.adversarial:.4f}"),
-            ("  discriminator loss", lambda a: f"{a.losses.discriminator:.4f}"),
-        ]
-        for label, figure in after:
-            table.add_row(label, "", figure(reference.adversarial), figure(ours.adversarial))
+        table.add_row(label, "", "", f"{found.distance:.1e} of {found.explained:.1e}")
     return table
 
 
-def draw(photo: Photo, bicubic: Tensor, reference: Result, ours: Result) -> Figure:
+def draw(photo: Photo, bicubic: Tensor, trainings: Mapping[str, Training]) -> Figure:
     """The photograph's most detailed part, restored, above the losses of the two trainings."""
     target = photo.batch()
-    panels = [
-        (f"input, 1/{SCALE} of the size", downscale(target)),
-        (f"bicubic, {psnr(bicubic, target):.2f} dB", bicubic),
-        (f"network, {ours.psnr:.2f} dB", ours.output),
-        ("original", target),
-    ]
-    if ours.adversarial:
-        title = f"adversarial, {ours.adversarial.psnr:.2f} dB"
-        panels.insert(3, (title, ours.adversarial.output))
-
+    ours = trainings["prelu_gpu"]
+    panels = {
+        f"input, 1/{SCALE} of the size": downscale(target),
+        f"bicubic, {psnr(bicubic, target):.2f} dB": bicubic,
+        f"network, {ours.psnr:.2f} dB": ours.output,
+        "original": target,
+    }
     figure = Figure(figsize=(12, 6), layout="constrained")
     title = f"{photo.name}, held out of training; PSNR of the whole photograph"
     figure.suptitle(title, parse_math=False)
     rows = figure.add_gridspec(2, len(panels), height_ratios=(3, 2))
     top, left, side = most_detailed(bicubic, target)
-    for column, (title, pictures) in enumerate(panels):
+    for column, (title, pictures) in enumerate(panels.items()):
         axes = figure.add_subplot(rows[0, column])
         reduction = target.shape[-1] // pictures.shape[-1]
         y, x, pixels = top // reduction, left // reduction, side // reduction
@@ -456,24 +215,15 @@ def draw(photo: Photo, bicubic: Tensor, reference: Result, ours: Result) -> Figu
         axes.set_axis_off()
 
     axes = figure.add_subplot(rows[1, :])
-    for result, style in (
-        (reference, {"color": "tab:orange", "linewidth": 3}),
-        (ours, {"color": "tab:blue", "linestyle": "--"}),
-    ):
-        axes.plot(relative_losses(result.training), label=result.name, **style)
+    for name, training in trainings.items():
+        # Relative to bicubic interpolation: some crops are far harder than others.
+        losses = np.divide(training.losses, training.bicubic_losses)
+        axes.plot(losses, label=name, **STYLES[name])
     axes.axhline(1, color="grey", linewidth=1, label="bicubic")
     axes.set(xlabel="step", ylabel="L1 loss, bicubic = 1")
     axes.margins(x=0.005)
     axes.legend()
     return figure
-
-
-def relative_losses(training: Training) -> list[float]:
-    """The losses, divided by bicubic interpolation's: some crops are far harder than others."""
-    return [
-        loss / bicubic if bicubic > 0 else math.nan
-        for loss, bicubic in zip(training.losses, training.bicubic_losses, strict=True)
-    ]
 
 
 def most_detailed(bicubic: Tensor, target: Tensor) -> tuple[int, int, int]:
@@ -484,7 +234,3 @@ def most_detailed(bicubic: Tensor, target: Tensor) -> tuple[int, int, int]:
     errors = F.avg_pool2d(errors, side, stride)
     row, column = divmod(int(errors.argmax()), errors.shape[3])
     return row * stride, column * stride, side
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,157 +1,95 @@
-"""The gate of the training benchmark: prelu_gpu trains networks as torch.nn.PReLU does."""
+"""The gate of every training: prelu_gpu gives a network the gradients that nn.PReLU gives it.
+
+PReLU's output and input gradient are nn.PReLU's bit for bit, so only the slopes' gradients should
+differ, by what rounding explains. In half precision nn.PReLU rounds each product first.
+"""
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import prelu_gpu
-from benchmarks.workloads import Training, Workload, build, draw
-
-FIRST_SCALE = 2.0**16
-"""Where GradScaler starts."""
+from prelu_gpu import reference
 
 CHANCE = 3
 """How many times as far apart as two runs of one network a third run may be."""
 
 
-@dataclass
-class Gradients:
-    """What a backward left: the loss, and every parameter's gradient, both as scaled."""
+class Difference(NamedTuple):
+    """How far apart two losses or the gradients of a parameter are, in norm."""
 
-    loss: Tensor
-    by_name: dict[str, Tensor]
-    rounding: dict[str, Tensor] = field(default_factory=dict)
-    """What rounding may change of the slopes' gradients, by name."""
+    name: str
+    distance: float
+    explained: float
+    """What rounding explains of it."""
+
+    @property
+    def share(self) -> float:
+        """The distance as a multiple of what is explained; NaN where a result is NaN."""
+        return self.distance / max(self.explained, 1e-30)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether rounding does not explain it."""
+        return not self.share <= 1
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.distance:.1e} apart, rounding explains {self.explained:.1e}"
 
 
-class Verdict(NamedTuple):
-    """What is wrong, in words, and the loss scale that kept everything finite."""
+def compare(
+    model: nn.Module, backward: Callable[[nn.Module], Tensor], dtype: torch.dtype
+) -> list[Difference]:
+    """Compares one backward of a network with prelu_gpu to the same with nn.PReLU.
 
-    mistakes: list[str]
-    scale: float
-
-
-def check(workload: Workload, device: torch.device) -> Verdict:
-    """Compares one step of a network with prelu_gpu to the same with nn.PReLU.
-
-    PReLU's output and input gradient are nn.PReLU's bit for bit, so with cuDNN's deterministic
-    algorithms only the slopes' gradients should differ. Where something else is not deterministic,
-    a second step with nn.PReLU shows by how much. Beside that, loss and gradients may be off by the
-    epsilon of the dtype, gradients in norm: in half precision a small element of a gradient carries
-    the rounding of large ones that cancel.
+    Args:
+        model: the network with nn.PReLU; it stays as it is.
+        backward: takes a copy through forward, loss and backward, and gives the loss.
+        dtype: what the network computes in. Loss and gradients other than the slopes' may be off
+            by its epsilon, in norm: a small element of a gradient in half precision carries the
+            rounding of large ones that cancel.
     """
-    model = build(workload, device)
-    batch = draw(workload, device)
-
-    def reference(scale: float) -> Gradients:
-        return differentiate(workload, copy.deepcopy(model), batch, scale)
-
+    eps = torch.finfo(dtype).eps
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        expected, scale = find_scale(reference)
-        if not is_finite(expected):
-            return Verdict(["nn.PReLU's own loss or gradients are not finite"], scale)
-        again = reference(scale)
-        actual = differentiate(workload, prelu_gpu.accelerate(model), batch, scale)
-    eps = torch.finfo(workload.dtype).eps
-    return Verdict(list(compare(actual, expected, again, eps)), scale)
-
-
-def find_scale(gradients: Callable[[float], Gradients]) -> tuple[Gradients, float]:
-    """The gradients at the first loss scale that keeps them finite, as GradScaler finds it."""
-    scale = FIRST_SCALE
-    while not is_finite(result := gradients(scale)) and scale > 1:
-        scale /= 2
-    return result, scale
-
-
-def is_finite(gradients: Gradients) -> bool:
-    """Whether no number overflowed."""
-    return all(
-        bool(tensor.isfinite().all()) for tensor in (gradients.loss, *gradients.by_name.values())
-    )
+        expected, errors = differentiate(copy.deepcopy(model), backward)
+        # Shows by how much what is not deterministic all the same differs.
+        again, _ = differentiate(copy.deepcopy(model), backward)
+        actual, more = differentiate(prelu_gpu.accelerate(copy.deepcopy(model)), backward)
+    differences = []
+    for name, value in expected.items():
+        rounding = errors[name] + more[name] if name in errors else eps * value.norm().item()
+        chance = CHANCE * (again[name] - value).norm().item()
+        distance = (actual[name] - value).norm().item()
+        differences.append(Difference(name, distance, rounding + chance))
+    return differences
 
 
 def differentiate(
-    workload: Workload, model: nn.Module, batch: tuple[Tensor, Tensor], scale: float
-) -> Gradients:
-    """One backward of a network as it stands."""
-    rounding = watch_slopes(model)
-    loss = Training(workload, model, batch, scale).backward()
-    gradients = {
-        name: parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-    return Gradients(loss, gradients, rounding)
+    model: nn.Module, backward: Callable[[nn.Module], Tensor]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The loss and all gradients, and how far rounding may take the slopes', in norm; by name."""
+    errors: dict[str, float] = {}
 
+    def watch(name: str, prelu: nn.PReLU, inputs: tuple[Tensor], y: Tensor) -> None:
+        x, weight, products_in = inputs[0].detach().to(y.dtype), prelu.weight.detach(), None
+        if not isinstance(prelu, prelu_gpu.PReLU):
+            weight, products_in = weight.to(y.dtype), y.dtype
 
-def watch_slopes(model: nn.Module) -> dict[str, Tensor]:
-    """Fills the dictionary with slope_rounding of every PReLU as the model's backward comes by."""
-    rounding: dict[str, Tensor] = {}
+        def add(grad_y: Tensor) -> None:
+            error = reference.rounding(grad_y, x, weight, products_in=products_in)
+            errors[f"{name}.weight"] = error.norm().item()
 
-    def watch(name: str, module: nn.PReLU) -> None:
-        def forward(module: nn.Module, inputs: tuple[Tensor], y: Tensor) -> None:
-            x = inputs[0].detach().to(y.dtype)
-
-            def backward(grad_y: Tensor) -> None:
-                rounding[name] = slope_rounding(x, grad_y, module.weight)
-
-            y.register_hook(backward)
-
-        module.register_forward_hook(forward)
+        y.register_hook(add)
 
     for name, module in model.named_modules():
         if isinstance(module, nn.PReLU):
-            watch(f"{name}.weight", module)
-    return rounding
-
-
-def slope_rounding(x: Tensor, grad_y: Tensor, slopes: Tensor) -> Tensor:
-    """How far two computations of the slopes' gradient may be apart; shaped as the slopes.
-
-    nn.PReLU rounds every product grad_y * x to their dtype, and the sum once more. The roundings of
-    the products are independent, each of a standard deviation of 0.29 eps of the product: 2 eps of
-    the root of the sum of squares is seven times that of the sum. Products that underflow lose at
-    most the smallest subnormal number, all to the same side. Adding up in float32, in any order,
-    costs about eps of the sum of magnitudes.
-    """
-    info = torch.finfo(x.dtype)
-    products = torch.where(x > 0, 0.0, grad_y.float() * x.float())
-    others = [d for d in range(x.dim()) if slopes.numel() == 1 or d != 1]
-    adding = torch.finfo(torch.float32).eps * products.abs()
-    return (
-        2 * info.eps * products.square().sum(others).sqrt()
-        + info.eps * products.sum(others).abs()
-        + (adding + info.eps * info.smallest_normal).sum(others)
-    ).view_as(slopes)
-
-
-def compare(actual: Gradients, expected: Gradients, again: Gradients, eps: float) -> Iterator[str]:
-    """The mistakes of `actual`; `expected` and `again` are two runs of what it should be."""
-
-    def is_wrong(actual: Tensor, expected: Tensor, again: Tensor, rounding: Tensor) -> bool:
-        limit = rounding.norm() + CHANCE * (again - expected).norm()
-        return not bool((actual - expected).norm() <= limit)  # NaN is wrong
-
-    if is_wrong(actual.loss, expected.loss, again.loss, eps * expected.loss):
-        yield f"the loss is {actual.loss.item()}, with nn.PReLU {expected.loss.item()}"
-    wrong = [
-        name
-        for name, gradient in expected.by_name.items()
-        if name not in actual.by_name
-        or is_wrong(
-            actual.by_name[name],
-            gradient,
-            again.by_name[name],
-            expected.rounding.get(name, eps * gradient),
-        )
-    ]
-    if wrong:
-        yield (
-            f"{len(wrong)} of {len(expected.by_name)} parameters have wrong gradients, "
-            f"{wrong[0]} is the first"
-        )
+            module.register_forward_hook(partial(watch, name))
+    found = {"loss": backward(model).detach()}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        found[name] = torch.zeros_like(parameter) if gradient is None else gradient
+    return found, errors

@@ -1,14 +1,9 @@
-"""Networks that train with PReLU, as published, and the losses they train with.
-
-All take sizes; the defaults are the papers'. The demo's network is in benchmarks/srgan.py.
-"""
+"""Networks that train with PReLU, as published; the demo's is in benchmarks/srgan.py."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,53 +17,33 @@ class Residual(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Adds what both make of the input."""
-        output: Tensor = self.body(input) + self.shortcut(input)
-        return output
+        return self.body(input) + self.shortcut(input)
 
 
-class IResNet(nn.Module):
-    """Face recognition: the "improved" ResNet of ArcFace, with a slope per channel.
+def iresnet() -> nn.Sequential:
+    """Face recognition: the "improved" ResNet-50 of ArcFace, with a slope per channel.
 
     Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition",
-    https://arxiv.org/abs/1801.07698. Defaults are IResNet-50.
-
-    Args:
-        layers: Residual blocks of each stage; the first of a stage halves the sides.
-        width: Channels of the first stage; each further one has twice as many.
-        size: Side of the pictures, a multiple of 16.
-        embedding: Numbers that describe a face.
+    https://arxiv.org/abs/1801.07698. Maps (batch, 3, 112, 112) pictures to (batch, 10000) logits of
+    the people to tell apart.
     """
-
-    def __init__(
-        self,
-        layers: Sequence[int] = (3, 4, 14, 3),
-        width: int = 64,
-        size: int = 112,
-        embedding: int = 512,
-    ) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
-        )
-        blocks = []
-        channels = width
-        for stage, count in enumerate(layers):
-            for number in range(count):
-                outputs = width * 2**stage
-                blocks.append(face_block(channels, outputs, stride=2 if number == 0 else 1))
-                channels = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.Flatten(),
-            nn.Linear(channels * (size // 2 ** len(layers)) ** 2, embedding),
-            nn.BatchNorm1d(embedding),
-        )
-
-    def forward(self, faces: Tensor) -> Tensor:
-        """Maps (batch, 3, size, size) pictures to (batch, embedding) descriptions."""
-        output: Tensor = self.head(self.blocks(self.stem(faces)))
-        return output
+    blocks = []
+    before = 64
+    for channels, count in ((64, 3), (128, 4), (256, 14), (512, 3)):
+        for stride in [2] + [1] * (count - 1):
+            blocks.append(face_block(before, channels, stride))
+            before = channels
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.PReLU(64),
+        *blocks,
+        nn.BatchNorm2d(512),
+        nn.Flatten(),
+        nn.Linear(512 * 7 * 7, 512),
+        nn.BatchNorm1d(512),
+        nn.Linear(512, 10_000, bias=False),
+    )
 
 
 def face_block(inputs: int, outputs: int, stride: int) -> Residual:
@@ -81,97 +56,62 @@ def face_block(inputs: int, outputs: int, stride: int) -> Residual:
         nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
     )
-    if stride == 1 and inputs == outputs:
+    if stride == 1:
         return Residual(body)
-    shortcut = nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-    )
-    return Residual(body, shortcut)
+    shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+    return Residual(body, nn.Sequential(*shortcut))
 
 
-class CosineClassifier(nn.Module):
-    """The cosines between a description and a centre for each identity: what ArcFace trains."""
+class Skip(nn.Module):
+    """An input beside what a body makes of it, along the channels."""
 
-    def __init__(self, embedding: int, identities: int) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.centres = nn.Parameter(torch.empty(identities, embedding).normal_(std=0.01))
+        self.body = body
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Maps (batch, embedding) to (batch, identities), each in [-1, 1]."""
-        return F.linear(F.normalize(embeddings), F.normalize(self.centres))
-
-
-def arcface_loss(
-    cosines: Tensor, identities: Tensor, scale: float = 64.0, margin: float = 0.5
-) -> Tensor:
-    """Cross-entropy after the angle to the true centre was made wider by `margin` radians.
-
-    Args:
-        cosines: (batch, identities).
-        identities: (batch,) numbers of the true ones.
-        scale: Factor of all cosines.
-        margin: In radians.
-    """
-    cosines = cosines.float()
-    true = F.one_hot(identities, cosines.shape[1]).to(cosines.dtype)
-    cosine = (cosines * true).sum(1, keepdim=True)
-    sine = (1 - cosine.square()).clamp(min=1e-6).sqrt()
-    widened = cosine * math.cos(margin) - sine * math.sin(margin)
-    return F.cross_entropy(scale * (cosines + true * (widened - cosine)), identities)
+    def forward(self, input: Tensor) -> Tensor:
+        """Adds channels to the input's."""
+        return torch.cat([input, self.body(input)], 1)
 
 
-class UNet(nn.Module):
+def unet(
+    channels: Sequence[int] = (32, 64, 128, 256),
+    inputs: int = 1,
+    outputs: int = 2,
+    top: bool = True,
+) -> nn.Sequential:
     """3-D segmentation: a U-Net of residual units as MONAI builds it, all slopes shared.
 
     Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net" (STACOM 2018); MONAI:
-    https://arxiv.org/abs/2211.02701.
+    https://arxiv.org/abs/2211.02701. Maps (batch, 1, depth, height, width) volumes to logits of
+    two classes, (batch, 2, depth, height, width).
 
     Args:
-        inputs: Channels of the volumes.
-        outputs: Channels of the result, one for each class.
-        channels: Channels of each level; each but the last halves the sides.
+        channels: of each level; each except the last halves the sides.
+        inputs: channels of what comes into this level.
+        outputs: channels of what leaves it.
+        top: whether it is the first level, whose last layer gives logits.
     """
-
-    def __init__(
-        self, inputs: int = 1, outputs: int = 2, channels: Sequence[int] = (32, 64, 128, 256)
-    ) -> None:
-        super().__init__()
-        *upper, lowest = channels
-        levels = list(zip([inputs, *upper], upper, strict=False))
-        self.encoder = nn.ModuleList(volume_unit(before, here, 2) for before, here in levels)
-        self.bottom = volume_unit(upper[-1], lowest, 1)
-        decoder = []
-        below = lowest
-        for number, here in reversed(list(enumerate(upper))):
-            above = upper[number - 1] if number else outputs
-            last = volume_layer(above, above) if number else nn.Conv3d(above, above, 3, padding=1)
-            raised = nn.ConvTranspose3d(
-                here + below, above, 3, stride=2, padding=1, output_padding=1
-            )
-            decoder.append(
-                nn.Sequential(raised, nn.InstanceNorm3d(above), nn.PReLU(), Residual(last))
-            )
-            below = above
-        self.decoder = nn.ModuleList(decoder)
-
-    def forward(self, volumes: Tensor) -> Tensor:
-        """Maps (batch, inputs, depth, height, width) to logits (batch, outputs, ...)."""
-        features = volumes
-        skipped = []
-        for unit in self.encoder:
-            features = unit(features)
-            skipped.append(features)
-        features = self.bottom(features)
-        for unit in self.decoder:
-            features = unit(torch.cat([skipped.pop(), features], 1))
-        return features
+    here, *below = channels
+    if len(below) > 1:
+        body, joined = unet(below, here, here, top=False), 2 * here
+    else:
+        body, joined = volume_unit(here, *below, stride=1), here + below[0]
+    last = nn.Conv3d(outputs, outputs, 3, padding=1) if top else volume_layer(outputs, outputs)
+    return nn.Sequential(
+        volume_unit(inputs, here, stride=2),
+        Skip(body),
+        nn.ConvTranspose3d(joined, outputs, 3, stride=2, padding=1, output_padding=1),
+        nn.InstanceNorm3d(outputs),
+        nn.PReLU(),
+        Residual(last),
+    )
 
 
 def volume_layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Convolution, InstanceNorm, PReLU."""
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 3, stride, padding=1), nn.InstanceNorm3d(outputs), nn.PReLU()
-    )
+    convolution = nn.Conv3d(inputs, outputs, 3, stride, padding=1)
+    return nn.Sequential(convolution, nn.InstanceNorm3d(outputs), nn.PReLU())
 
 
 def volume_unit(inputs: int, outputs: int, stride: int) -> Residual:
@@ -183,68 +123,29 @@ def volume_unit(inputs: int, outputs: int, stride: int) -> Residual:
     )
 
 
-def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - the mean Dice overlap of every volume's classes with the truth.
-
-    Args:
-        logits: (batch, classes, depth, height, width).
-        mask: the same shape; 1 in the channel of the true class, else 0.
-    """
-    probabilities = logits.float().softmax(1)
-    space = (2, 3, 4)
-    overlap = (probabilities * mask).sum(space)
-    dice: Tensor = (2 * overlap + 1e-5) / ((probabilities + mask).sum(space) + 1e-5)
-    return 1 - dice.mean()
-
-
 class ConvTasNet(nn.Module):
     """Speech separation: masks on a learned transform of the sound, all slopes shared.
 
     Luo and Mesgarani, "Conv-TasNet: Surpassing Ideal Time-Frequency Magnitude Masking for Speech
     Separation", https://arxiv.org/abs/1809.07454; non-causal, with the paper's best sizes.
-
-    Args:
-        filters: Of the transform (the paper's N).
-        length: Samples each filter sees (L); filters overlap by half.
-        bottleneck: Channels between the blocks and of the skip paths (B, Sc).
-        hidden: Channels in a block (H).
-        kernel: Of the depthwise convolutions (P).
-        blocks: In a repeat, each dilated twice as far as the one before (X).
-        repeats: Of these blocks (R).
-        speakers: Voices to separate (C).
     """
 
-    def __init__(
-        self,
-        filters: int = 512,
-        length: int = 16,
-        bottleneck: int = 128,
-        hidden: int = 512,
-        kernel: int = 3,
-        blocks: int = 8,
-        repeats: int = 3,
-        speakers: int = 2,
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Conv1d(1, filters, length, length // 2, bias=False)
-        self.normalise = nn.Sequential(nn.GroupNorm(1, filters), nn.Conv1d(filters, bottleneck, 1))
-        dilations = [2**number for _ in range(repeats) for number in range(blocks)]
-        self.blocks = nn.ModuleList(
-            sound_block(bottleneck, hidden, kernel, dilation) for dilation in dilations
-        )
-        # The last block's features go nowhere but to the masks.
-        self.onward = nn.ModuleList(nn.Conv1d(hidden, bottleneck, 1) for _ in dilations[1:])
-        self.skips = nn.ModuleList(nn.Conv1d(hidden, bottleneck, 1) for _ in dilations)
+        self.encoder = nn.Conv1d(1, 512, 16, stride=8, bias=False)
+        self.normalise = nn.Sequential(nn.GroupNorm(1, 512), nn.Conv1d(512, 128, 1))
+        dilations = [2**number for number in range(8)] * 3
+        self.blocks = nn.ModuleList(sound_block(dilation) for dilation in dilations)
+        # The last block's features go nowhere except to the masks.
+        self.onward = nn.ModuleList(nn.Conv1d(512, 128, 1) for _ in dilations[1:])
+        self.skips = nn.ModuleList(nn.Conv1d(512, 128, 1) for _ in dilations)
         self.masks = nn.Sequential(
-            nn.PReLU(),
-            nn.Conv1d(bottleneck, speakers * filters, 1),
-            nn.Unflatten(1, (speakers, filters)),
-            nn.Sigmoid(),
+            nn.PReLU(), nn.Conv1d(128, 2 * 512, 1), nn.Unflatten(1, (2, 512)), nn.Sigmoid()
         )
-        self.decoder = nn.ConvTranspose1d(filters, 1, length, length // 2, bias=False)
+        self.decoder = nn.ConvTranspose1d(512, 1, 16, stride=8, bias=False)
 
     def forward(self, mixtures: Tensor) -> Tensor:
-        """Maps (batch, samples) to (batch, speakers, samples); samples fill whole filters."""
+        """Maps (batch, samples) to the voices, (batch, 2, samples); samples fill whole filters."""
         transform = self.encoder(mixtures.unsqueeze(1))
         features = self.normalise(transform)
         skipped = torch.zeros_like(features)
@@ -254,44 +155,17 @@ class ConvTasNet(nn.Module):
             if onward is not None:
                 features = features + onward(hidden)
         voices = self.masks(skipped) * transform.unsqueeze(1)
-        sounds: Tensor = self.decoder(voices.flatten(0, 1))
+        sounds = self.decoder(voices.flatten(0, 1))
         return sounds.unflatten(0, voices.shape[:2]).squeeze(2)
 
 
-def sound_block(bottleneck: int, hidden: int, kernel: int, dilation: int) -> nn.Sequential:
+def sound_block(dilation: int) -> nn.Sequential:
     """The block of Conv-TasNet up to its two outputs: PReLU and global norm after each layer."""
     return nn.Sequential(
-        nn.Conv1d(bottleneck, hidden, 1),
+        nn.Conv1d(128, 512, 1),
         nn.PReLU(),
-        nn.GroupNorm(1, hidden),
-        nn.Conv1d(
-            hidden,
-            hidden,
-            kernel,
-            padding=dilation * (kernel - 1) // 2,
-            dilation=dilation,
-            groups=hidden,
-        ),
+        nn.GroupNorm(1, 512),
+        nn.Conv1d(512, 512, 3, padding=dilation, dilation=dilation, groups=512),
         nn.PReLU(),
-        nn.GroupNorm(1, hidden),
+        nn.GroupNorm(1, 512),
     )
-
-
-def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
-    """The negative scale-invariant signal-to-noise ratio in dB, speakers in the best order.
-
-    Args:
-        estimates: (batch, speakers, samples).
-        sources: the same shape.
-    """
-    centred = [sound - sound.mean(2, keepdim=True) for sound in (estimates, sources)]
-    cosines = F.normalize(centred[0], dim=2) @ F.normalize(centred[1], dim=2).mT
-    # The part of an estimate along a source against the part across it.
-    along = cosines.square().clamp(1e-8, 1 - 1e-6)
-    ratios = 10 * torch.log10(along / (1 - along))
-    speakers = range(ratios.shape[1])
-    orders = [
-        torch.stack([ratios[:, i, order[i]] for i in speakers], 1).mean(1)
-        for order in itertools.permutations(speakers)
-    ]
-    return -torch.stack(orders, 1).amax(1).mean()

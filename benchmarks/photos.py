@@ -1,21 +1,19 @@
-"""Photographs for super-resolution: reading them, cropping them, and measuring what is restored."""
+"""Photographs for super-resolution: reading them, and cropping them at random."""
 
-import importlib.util
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import skimage
 import torch
-import torch.nn.functional as F
+import typer
 from PIL import Image
 from torch import Tensor
 
-SCALE = 2
 CROP = 48
 LONGEST_SIDE = 1024
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # Photographs with detail to restore; the astronaut is held out.
 BUNDLED = (
@@ -27,10 +25,6 @@ BUNDLED = (
     "rocket.jpg",
     "astronaut.png",
 )
-
-
-class InputError(Exception):
-    """What the user gave cannot be used; the message says why and what to do."""
 
 
 class Photo(NamedTuple):
@@ -47,77 +41,55 @@ class Photo(NamedTuple):
 def load_photos(folder: Path | None) -> list[Photo]:
     """Reads the photographs of a folder by name, or those in the scikit-image wheel.
 
-    Args:
-        folder: Where to look (not in subfolders), or None for the photographs of scikit-image.
-
     Returns:
         Two or more photographs; the last is the one to hold out of training.
 
     Raises:
-        InputError: No such folder, fewer than two photographs in it, or one that cannot be used.
+        typer.BadParameter: fewer than two photographs, or one that cannot be used.
     """
     if folder is None:
-        return [read_photo(bundled_folder() / name) for name in BUNDLED]
-    if not folder.is_dir():
-        raise InputError(f"--photos {folder}: no such folder; give a folder of photographs")
-    try:
-        paths = sorted(path for path in folder.iterdir() if is_photo(path))
-    except OSError as error:
-        raise InputError(f"--photos {folder}: cannot be read ({error.strerror})") from error
+        return [read_photo(Path(skimage.__file__).parent / "data" / name) for name in BUNDLED]
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if len(paths) < 2:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise InputError(
-            f"--photos {folder}: {len(paths)} photographs ({kinds}) in it, at least 2 are needed; "
-            "add some, the last by name is held out of training"
+        raise refusal(
+            f"{folder}: {len(paths)} photographs ({' '.join(SUFFIXES)}) in it, at least 2 are "
+            "needed; add some, the last by name is held out of training"
         )
     return [read_photo(path) for path in paths]
-
-
-def bundled_folder() -> Path:
-    """Where scikit-image keeps its pictures."""
-    package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        raise InputError(
-            "scikit-image, whose photographs are used, is not installed; "
-            "install it or give your own with --photos DIR"
-        )
-    return Path(package.origin).parent / "data"
-
-
-def is_photo(path: Path) -> bool:
-    """Whether a file's name says that it is a photograph, and not a hidden file."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def read_photo(path: Path) -> Photo:
     """Reads a picture as RGB, reduced to at most 1024 pixels a side, both sides even.
 
     Raises:
-        InputError: The file is no readable 8-bit picture, or is smaller than a crop.
+        typer.BadParameter: the file is no readable 8-bit picture, or is smaller than a crop.
     """
     try:
         with Image.open(path) as image:
-            image.load()
+            rgb = image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds on a broken file
-        raise InputError(
-            f"{path}: not a readable picture ({error}); repair it or take it out of the folder"
-        ) from error
+        raise refusal(f"{path}: not a readable picture ({error}); take it out") from error
     if image.mode.startswith(("I", "F")):
-        raise InputError(
-            f"{path}: more than 8 bits a channel (mode {image.mode}); save it with 8 bits"
-        )
-    image.info.pop("transparency", None)  # it would be dropped with a warning
-    rgb = image.convert("RGB")
+        raise refusal(f"{path}: more than 8 bits a channel ({image.mode}); save it with 8 bits")
     rgb.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     if min(rgb.size) < CROP:
         width, height = rgb.size
-        raise InputError(
+        raise refusal(
             f"{path}: {width} x {height} pixels (of at most {LONGEST_SIDE} a side), "
-            f"at least {CROP} x {CROP} are needed; take it out of the folder"
+            f"at least {CROP} x {CROP} are needed; take it out"
         )
     pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    height, width = (side // SCALE * SCALE for side in pixels.shape[1:])
-    return Photo(path.name, pixels[:, :height, :width].contiguous())
+    height, width = (side // 2 * 2 for side in pixels.shape[1:])
+    return Photo(path.name, pixels[:, :height, :width])
+
+
+def refusal(message: str) -> typer.BadParameter:
+    """The error of photographs that cannot be used."""
+    return typer.BadParameter(message, param_hint="--photos")
 
 
 def random_crops(photos: list[Photo], batch: int, seed: int) -> Iterator[Tensor]:
@@ -135,20 +107,3 @@ def random_crops(photos: list[Photo], batch: int, seed: int) -> Iterator[Tensor]
             left = below(pixels.shape[2] - CROP + 1)
             crops.append(pixels[:, top : top + CROP, left : left + CROP])
         yield torch.stack(crops).float() / 255
-
-
-def downscale(high: Tensor) -> Tensor:
-    """Halves the sides of (batch, 3, height, width) pictures: the network's input."""
-    low = F.interpolate(high, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
-    return low.clamp(0, 1)
-
-
-def upscale(low: Tensor) -> Tensor:
-    """Doubles the sides by bicubic interpolation: what the network has to beat."""
-    return F.interpolate(low, scale_factor=SCALE, mode="bicubic")
-
-
-def psnr(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels and colours, of pictures in [0, 1]."""
-    error = F.mse_loss(output.clamp(0, 1).double(), target.double()).item()
-    return -10 * math.log10(error) if error > 0 else math.inf

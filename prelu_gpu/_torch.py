@@ -19,12 +19,18 @@ in_transform: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether torch.func transforms a call: its tensors have no memory to read. Waits for: a public
 question in torch.func."""
 
-is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-"""Whether torch.jit.trace records. Public, but without a type."""
+is_tracing: Callable[[], bool] = torch._C._is_tracing
+"""Whether torch.jit.trace records. torch.jit.is_tracing is public and slower: it is Python."""
 
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device. torch.is_autocast_enabled(device_type) is public and
 raises for devices without autocast, such as meta."""
+
+is_zero_tensor: Callable[[Tensor], bool] = Tensor._is_zerotensor
+"""Whether a tensor is a zero without memory, as forward-mode AD makes. Waits for: the same."""
+
+is_view: Callable[[Tensor], bool] = Tensor._is_view
+"""Whether autograd knows a tensor as a view. Waits for: Tensor.is_view."""
 
 current_node: Callable[[], Any] = torch._C._current_autograd_node
 """The node of the graph whose backward runs, if any. Waits for: a public one in
@@ -52,9 +58,7 @@ def in_forward_ad() -> bool:
 
 def is_recorded() -> bool:
     """Whether a dispatch mode records calls with tensors that have no memory."""
-    return dispatch_modes() > 0 and any(
-        torch._C._get_dispatch_mode(key) is not None for key in _RECORDING_MODES
-    )
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _RECORDING_MODES)
 
 
 def is_exporting() -> bool:
@@ -74,16 +78,6 @@ def is_batched(tensor: Tensor) -> bool:
     return torch._C._dispatch_keys(tensor).has(_BATCHED)
 
 
-def is_zero_tensor(tensor: Tensor) -> bool:
-    """Whether a tensor is a zero without memory, as forward-mode AD makes. Waits for: the same."""
-    return tensor._is_zerotensor()
-
-
-def is_view(tensor: Tensor) -> bool:
-    """Whether autograd knows a tensor as a view. Waits for: Tensor.is_view."""
-    return tensor._is_view()
-
-
 def has_no_dispatch(kind: type[Tensor]) -> bool:
     """Whether a subclass of Tensor leaves operators alone. Waits for: a public disabled default."""
     return kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
@@ -96,6 +90,16 @@ def without_class(tensor: Tensor) -> Tensor:
     """
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)
+
+
+def async_collective_tensor() -> type[Tensor]:
+    """The class of what a collective is still fetching; slow to import.
+
+    Waits for: a public name in torch.distributed.
+    """
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    return AsyncCollectiveTensor
 
 
 def dispatch_key_set(key: str) -> Any:

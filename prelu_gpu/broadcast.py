@@ -21,10 +21,11 @@ def along_one_dimension(prelu: PReLUAlong, x: Tensor, weight: Tensor) -> Tensor:
     if not varying:
         return prelu(x, weight.flatten(), None)
     first, last = varying[0], varying[-1]
-    if first != last:
-        sizes = x.shape[first : last + 1]
-        weight = weight.expand(*[-1] * first, *sizes, *[-1] * (x.dim() - last - 1))
-    merged, slopes = x.flatten(first, last), weight.flatten()
+    if first == last:
+        return prelu(x, weight.flatten(), first)
+    sizes = x.shape[first : last + 1]
+    slopes = weight.expand(*[-1] * first, *sizes, *[-1] * (x.dim() - last - 1)).flatten()
+    merged = x.flatten(first, last)
     if first == 0:
         # A dimension in front: an input of one dimension has one channel.
         return prelu(merged.unsqueeze(0), slopes, 1).reshape(x.shape)

@@ -1,7 +1,6 @@
 """The family as functions: checks, then the kernels or PyTorch's operators."""
 
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.overrides import (
 )
 
 from . import composed, recorded
-from ._torch import any_autocast, is_exporting, is_tracing, is_view
+from ._torch import any_autocast, is_exporting, is_view
 from .autograd import SERVED_BY, CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
 from .backend import WITHOUT_TRITON, has_kernels
 from .broadcast import in_memory_order
@@ -41,37 +40,41 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
 
     .. math:: \text{PReLU}(x) = \max(0, x) + w \min(0, x)
 
-    from *Delving Deep into Rectifiers* (He et al., 2015, arXiv:1502.01852). Bit for bit the forward
-    of :func:`torch.nn.functional.prelu`; the backward makes both gradients in one pass and sums the
-    slope's in float32 (float64 for float64) before its one rounding. On a GPU, inputs of less than
-    2**22 elements go to PyTorch's own operator where it means the same: a call is quicker so.
+    from *Delving Deep into Rectifiers* (He et al., 2015, arXiv:1502.01852). The forward is bit for
+    bit that of :func:`torch.nn.functional.prelu`. The backward computes both gradients in one pass;
+    it sums the slope gradient in float32 (float64 for float64) and rounds it once.
 
-    Under autocast the input is cast as PyTorch casts it. A kernel takes a float32 slope as it is;
-    PyTorch rounds it first, and so do these calls where PyTorch's operators serve them: on devices
-    without kernels, under transforms, tracing and forward-mode AD, and in exported programs.
+    On a GPU, inputs of fewer than 2**22 elements fall back to PyTorch's operator when the result is
+    identical, because host overhead dominates there. :func:`prelu_gpu.kernel_threshold` changes
+    that size.
 
-    The kernels read dense tensors and most slices where they lie. Others, such as crops of
-    pictures, are copied by the forward, and again by the backward: the graph saves the input.
+    Under autocast the input is cast as PyTorch casts it. The kernels read a float32 slope
+    unrounded. PyTorch's operators, which serve devices without kernels, transforms, tracing,
+    forward-mode AD and exported programs, get the slope rounded, as they do without this library.
+
+    The kernels read dense tensors and most slices without a copy. Other slices, such as crops of
+    pictures, are copied by the forward and again by the backward, since the graph saves the input
+    itself.
 
     Args:
-        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout.
-        weight: one slope, shape ``()`` or ``(1,)``; or one for each channel, shape ``(C,)``; or
-            slopes of the input's rank, two or more, that broadcast over it. In the input's dtype,
-            or float32 beside a float16 or bfloat16 input. Inputs in MKL-DNN's layout and quantised
-            ones, beside quantised slopes, take what torch.prelu takes, and its operator computes.
-        dim: the dimension of the channels, where there is more than one slope. An input of fewer
-            than two dimensions has one channel.
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. PyTorch's
+            operator serves inputs in MKL-DNN's layout, and quantised inputs with quantised slopes.
+        weight: one slope, shape ``()`` or ``(1,)``; one for each channel, shape ``(C,)``; or slopes
+            of the input's rank, two or more, that broadcast over it. Of the input's dtype, or
+            float32 beside a float16 or bfloat16 input.
+        dim: the dimension of the channels, if there is more than one slope. An input of fewer than
+            two dimensions has one channel.
 
     Returns:
-        Shape ``(*)``, with the input's dtype and, where the input is dense, its memory layout.
+        Shape ``(*)``, the input's dtype and, for a dense input, its memory layout.
 
     Raises:
-        RuntimeError: dtypes that do not go together, a number of slopes that is not the number of
+        RuntimeError: dtypes that do not match, a number of slopes that is not the number of
             channels, a weight of another rank or that does not broadcast, tensors on different
             devices, integer, complex, sparse or nested tensors, dense slopes beside a quantised
-            input, a storage that was resized to nothing.
-        IndexError: ``dim`` out of range, where there is more than one slope.
-        TypeError: an argument that is not a tensor, a ``dim`` that is not an integer.
+            input, a tensor whose storage was resized to nothing.
+        IndexError: ``dim`` is out of range and there is more than one slope.
+        TypeError: an argument is not a tensor, or ``dim`` is not an integer.
     """
     if pytorch_gives_the_same(input, weight, dim):
         check_memory(input, weight)
@@ -83,10 +86,10 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     x = input
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
-    way = _route(x, weight)
+    way = route(x, weight)
     x, weight = _autocast(x, weight, way)
-    if recorded.is_recording():
-        return _record(x, weight, dim)
+    if way is Route.COMPOSED and recorded.is_recording():
+        return recorded.prelu(x, weight, dim)
     channel_dim = checked_channel_dim(x, weight, dim)
     broadcasts = weight.dim() > 1 and weight.numel() != 1
     if way is Route.COMPOSED or (way is Route.COMPILED and broadcasts):
@@ -105,23 +108,24 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
     .. math:: \text{LeakyReLU}(x) = \max(0, x) + \text{negative\_slope} \cdot \min(0, x)
 
-    from *Rectifier Nonlinearities Improve Neural Network Acoustic Models* (Maas et al., 2013).
-    Bit for bit :func:`torch.nn.functional.leaky_relu`, which serves small inputs itself.
+    from *Rectifier Nonlinearities Improve Neural Network Acoustic Models* (Maas et al., 2013). The
+    results are bit for bit those of :func:`torch.nn.functional.leaky_relu`, which serves inputs
+    below :func:`prelu_gpu.kernel_threshold` itself.
 
-    Slices that the kernels cannot read where they lie, such as crops of pictures, are copied by the
-    forward, and again by the backward: the graph saves the input.
+    Slices that the kernels cannot read directly, such as crops of pictures, are copied by the
+    forward and again by the backward, since the graph saves the input itself.
 
     Args:
-        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. Quantised
-            inputs are computed by PyTorch's operator, and jagged ones where it takes them: PyTorch
-            2.13's does, 2.11's does not.
-        negative_slope: the slope, exact in float64, else as float32.
-        inplace: write the result into ``input`` and save it, not the input, for the backward, which
-            then refuses a negative slope, as PyTorch's does.
+        input: shape ``(*)``, float16, bfloat16, float32 or float64, any memory layout. PyTorch's
+            operator serves quantised inputs, and jagged ones where it takes them: PyTorch 2.13's
+            does, 2.11's does not.
+        negative_slope: the slope; exact for float64 inputs, else rounded to float32.
+        inplace: write the result into ``input`` and save it instead of the input. The backward then
+            refuses a negative slope, as PyTorch's does.
 
     Returns:
-        Shape ``(*)``, with the input's dtype and, where it is dense, its memory layout; ``input``
-        itself if ``inplace``.
+        Shape ``(*)``, the input's dtype and, for a dense input, its memory layout; ``input`` itself
+        if ``inplace``.
 
     Raises:
         RuntimeError: integer, complex or sparse input, an MKL-DNN or strided nested one, one that
@@ -143,7 +147,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         )
     check_tensor("leaky_relu", "input", 1, input, BESIDE_DENSE["leaky_relu"])
     slope = checked_negative_slope(input, negative_slope)
-    way = _route(input)
+    way = route(input)
     if way in (Route.COMPOSED, Route.COMPILED):
         return composed.leaky_relu_forward(input, slope, inplace)
     if inplace and (way is Route.DISPATCHED or not _may_write(input)):
@@ -153,7 +157,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         served_by = SERVED_BY[way]
         y = LeakyReLUFunction.apply(input, slope, inplace, served_by)  # type: ignore[no-untyped-call]
     elif inplace:
-        # Where a graph has saved the input, its backward must learn of the change.
+        # A graph that has saved the input must notice the change in its backward.
         torch.autograd.graph.increment_version(input)
         y = launch.leaky_relu_forward_(input, slope)
     else:
@@ -163,24 +167,6 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
 prelu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
 leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-defined]
-
-
-def _route(*tensors: Tensor) -> Route:
-    """The route of a call, which may bring the first DTensor."""
-    way = route(*tensors)
-    if way in (Route.DISPATCHED, Route.COMPILED) and type(tensors[0]) not in PLAIN_TYPES:
-        from . import sharding  # noqa: F401
-    return way
-
-
-def _record(x: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """PReLU into a graph of torch.export or torch.jit.trace."""
-    if not is_tracing():
-        return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
-    with warnings.catch_warnings():
-        # The tracer's, of every shape that a check looks at.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        return recorded.prelu(x, weight, checked_channel_dim(x, weight, dim))
 
 
 def _prelu_by_kernels(served_by: Any, x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -193,9 +179,10 @@ def _prelu_by_kernels(served_by: Any, x: Tensor, weight: Tensor, channel_dim: in
 
 
 def _may_write(x: Tensor) -> bool:
-    """Whether a kernel may write into x; where not, PyTorch's operator does, or says why not.
+    """Whether a kernel may write into x.
 
-    It refuses leaves, some views and inference tensors, and reaches through slices.
+    If not, PyTorch's operator writes or refuses: it refuses leaves, some views and inference
+    tensors, and it can write through slices.
     """
     return (
         type(x) in PLAIN_TYPES
@@ -207,21 +194,21 @@ def _may_write(x: Tensor) -> bool:
 
 
 def _autocast(x: Tensor, weight: Tensor, way: Route) -> tuple[Tensor, Tensor]:
-    """The arguments as autocast wants them: prelu is on its lower-precision list.
+    """The arguments as autocast casts them: prelu is on its lower-precision list.
 
-    Kernels read a float32 slope as it is. Beside one PyTorch's operator would compute in float32,
-    and save such a copy of the input for the backward: it gets the slope that autocast gives it.
+    The kernels read a float32 slope unrounded. PyTorch's operator would compute in float32 beside
+    one, and save a float32 copy of the input: it gets the slope cast.
     """
     if not any_autocast():
         return x, weight
     device_type = x.device.type
-    # What is compiled is on a device that has it, and Dynamo before torch 2.13 cannot ask.
+    # Compiled code runs on devices that have autocast, and Dynamo before torch 2.13 cannot ask.
     if not (is_dynamo_compiling() or torch.amp.is_autocast_available(device_type)):
         return x, weight
     if not torch.is_autocast_enabled(device_type):
         return x, weight
     if is_exporting() and weight.dtype is torch.float32:
-        return x, weight  # for PyTorch's operator, which is cast where the program runs
+        return x, weight  # autocast casts for PyTorch's operator where the program runs
     dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(dtype)

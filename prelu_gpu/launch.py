@@ -85,8 +85,8 @@ def _forward(
     x: Tensor, weight: Tensor | None, negative_slope: float, y: Tensor, channel_dim: int | None
 ) -> None:
     x = x.resolve_neg()
-    rules = rules_for(x.device, x.itemsize, False)
-    planned, call = plan_call(rules, channel_dim, x.dtype, x.shape, x.stride())
+    row = rules_for(x.device, x.itemsize, False)
+    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride())
     x = _copy(x, y) if planned.view.copies else x
     run(call, {"x_ptr": x, "weight_ptr": weight, "negative_slope": negative_slope, "y_ptr": y})
 
@@ -101,10 +101,10 @@ def _backward(
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
-    rules = rules_for(x.device, x.itemsize, True)
-    if rules.atomic and torch.are_deterministic_algorithms_enabled():
-        rules = rules._replace(atomic=False)
-    planned, call = plan_call(rules, channel_dim, x.dtype, x.shape, x.stride(), grad_y.stride())
+    row = rules_for(x.device, x.itemsize, True)
+    if row.atomic and torch.are_deterministic_algorithms_enabled():
+        row = row._replace(atomic=False)
+    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride(), grad_y.stride())
     grad_x = torch.empty_like(x) if needs_x else None
     if planned.view.copies:
         grad_y = _copy(grad_y, x) if "grad_y" in planned.view.copies else grad_y

@@ -10,14 +10,18 @@ from typing import NamedTuple
 
 
 class Gaps(NamedTuple):
-    """What lies between the rows of an input, in elements, beside the rows of dense memory."""
+    """What a kernel adds to an input's pointer, in elements, beside its own offsets in a result.
+
+    Those are dense: gaps are what an input's strides are longer.
+    """
 
     outer: int = 0
-    """More from one outer position to the next."""
+    """Added for each outer position."""
     channel: int = 0
-    """More from one channel to the next."""
+    """Added for each channel."""
     expanded: bool = False
-    """A row is one number, as in a gradient that `sum` makes; the gaps are then the strides."""
+    """A row is one number, as in a gradient that `sum` makes: a kernel has no offsets of its own
+    for it, and adds whole strides."""
 
 
 DENSE = Gaps()

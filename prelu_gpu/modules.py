@@ -16,7 +16,7 @@ class PReLU(nn.PReLU):
 
     Args:
         num_parameters: 1 for one shared slope, else the number of channels.
-        init: the slopes' first value.
+        init: the initial value of the slopes.
         device: of the slopes.
         dtype: of the slopes.
         dim: the dimension of the channels, where there is more than one slope.
@@ -26,10 +26,10 @@ class PReLU(nn.PReLU):
         - output: ``(*)``, with the input's dtype and, where it is dense, its memory layout.
 
     Attributes:
-        weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them to 0, which makes a
-            ReLU: :func:`prelu_gpu.parameter_groups` leaves them out of it.
+        weight: the slopes, shape ``(num_parameters,)``. Weight decay pulls them toward 0, a ReLU;
+            :func:`prelu_gpu.parameter_groups` exempts them.
 
-    Slopes are kept in a range, as by Keras's `alpha_constraint`, by a parametrisation, of a
+    A parametrisation keeps slopes in a range, as Keras's `alpha_constraint` does. It works for
     :class:`torch.nn.PReLU` too:
 
     >>> class Range(torch.nn.Module):
@@ -37,8 +37,8 @@ class PReLU(nn.PReLU):
     ...         return weight.clamp(0.0, 1.0)
     >>> act = torch.nn.utils.parametrize.register_parametrization(PReLU(64), "weight", Range())
 
-    The parameter itself, ``act.parametrizations.weight.original``, may leave the range. It gets no
-    gradient there, where Keras moves it back after each step.
+    The parameter itself, ``act.parametrizations.weight.original``, may leave the range, and gets no
+    gradient there; Keras moves it back after each step.
 
     Errors and dtypes are those of :func:`prelu_gpu.prelu`.
     """
@@ -77,10 +77,9 @@ class SharedAxesPReLU(nn.Module):
 
     Args:
         input_shape: the input's shape without the batch; None is allowed along shared axes.
-        shared_axes: the axes, or axis, along which slopes are shared, counted as Keras does, with
-            the batch as 0; for pictures (batch, channels, height, width), [2, 3] makes one for each
-            channel.
-        init: the slopes' first value.
+        shared_axes: the axis or axes along which slopes are shared. The batch is axis 0, as in
+            Keras: for images (batch, channels, height, width), [2, 3] gives a slope per channel.
+        init: the initial value of the slopes.
         device: of the slopes.
         dtype: of the slopes.
 
@@ -91,10 +90,10 @@ class SharedAxesPReLU(nn.Module):
     Attributes:
         weight: the slopes, of shape `input_shape` with 1 along the shared axes; Keras's `alpha`.
 
-    The values are Keras's; its gradient at exactly 0 is 0, this one's that of PyTorch: the slope's
-    side. Slopes whose axes do not lie together in memory are copied on every call, along what lies
-    between them. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis that is
-    not there.
+    The values are Keras's. The gradient at exactly 0 is 0 in Keras, and the slope's side here, as
+    in PyTorch. Slopes whose axes do not lie together in memory are repeated along the axes between
+    them in every call. Errors are those of :func:`prelu_gpu.prelu`, and ValueError for an axis
+    that does not exist.
     """
 
     __prepare_scriptable__ = refuse_scripting

@@ -13,26 +13,27 @@ from .modules import SharedAxesPReLU
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters of `model` in two groups, so that no weight decay pulls slopes to 0.
 
-    It would bias PReLU toward ReLU: *Delving Deep into Rectifiers* (He et al., 2015,
-    arXiv:1502.01852) trains slopes without it, and :class:`torch.nn.PReLU` asks for the same.
+    Weight decay would bias PReLU toward ReLU: *Delving Deep into Rectifiers* (He et al., 2015,
+    arXiv:1502.01852) trains slopes without it, and :class:`torch.nn.PReLU`'s documentation advises
+    the same.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.PReLU(8))
     >>> groups = prelu_gpu.parameter_groups(model, weight_decay=1e-2)
     >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
-    Slopes are the weights of :class:`torch.nn.PReLU`, of its subclasses, prelu_gpu's among them,
-    and of :class:`prelu_gpu.SharedAxesPReLU`; where torch.nn.utils has parametrised, normalised or
-    pruned a weight, the parameters that it is made from. A parameter that a model hands to
-    :func:`torch.nn.functional.prelu` itself cannot be known here.
+    Slopes are the weights of :class:`torch.nn.PReLU`, of its subclasses, which include
+    :class:`prelu_gpu.PReLU`, and of :class:`prelu_gpu.SharedAxesPReLU`. If torch.nn.utils
+    parametrised, normalised or pruned a weight, slopes are the parameters behind it. A parameter
+    that a model passes to :func:`torch.nn.functional.prelu` itself is not recognised.
 
     Args:
         model: any module, also in a wrapper, as DistributedDataParallel or of torch.compile.
-        weight_decay: of all other parameters.
+        weight_decay: for all other parameters.
 
     Returns:
-        Always two groups, since schedulers may take a value for each: all other parameters with
-        `weight_decay`, and the slopes with 0.0. Either may be empty. Both hold every parameter of
-        `model` once, frozen ones included, in the order of `model.parameters()`.
+        Always two groups, because schedulers may take one value for each: all other parameters with
+        `weight_decay`, then the slopes with 0.0. Either may be empty. Together they hold every
+        parameter of `model` once, frozen ones included, in the order of `model.parameters()`.
 
     Raises:
         TypeError: `model` is not a module, or `weight_decay` not a number.

@@ -1,7 +1,7 @@
-"""The switch for code that nobody changes: PyTorch's own operators on the kernels.
+"""The switch for unchanged code: torch.prelu itself runs on the kernels.
 
 torch.prelu, torch.nn.functional.prelu and torch.nn.PReLU end in two operators, aten::_prelu_kernel
-and its backward. These are overridden for one type of device, below autograd: PyTorch's own
+and its backward. `enable` overrides these for one type of device, below autograd: PyTorch's own
 formulas for higher orders, forward mode and transforms stay around them.
 """
 
@@ -42,35 +42,37 @@ if hasattr(os, "register_at_fork"):
     )
 
 _SERVED: set[str] = set()
-"""The device types whose operators are the kernels."""
+"""The device types that the kernels serve."""
 
 _OVERRIDES: dict[str, Any] = {}
-"""What holds the overriding operators, by device type; of one that is not served, they pass calls
-on to PyTorch's."""
+"""The libraries that hold the overriding operators, by device type. For a type that is no longer
+served, the operators pass calls on to PyTorch's."""
 
 _BLOCKS: defaultdict[str, list["_Block"]] = defaultdict(list)
 """The `enabled` blocks that are open, in the order of their opening."""
 
 
 def enable(device: str | torch.device | None = None) -> None:
-    """Serves torch.prelu, torch.nn.functional.prelu and torch.nn.PReLU by the kernels.
+    """Runs torch.prelu, torch.nn.functional.prelu and torch.nn.PReLU on the kernels.
 
-    For the whole process, whatever code calls them, until :func:`disable`; calling it again changes
-    nothing. Meaning, errors, autograd and transforms stay PyTorch's; the slope gradient is summed
-    before it is rounded. As in :func:`prelu_gpu.prelu`, PyTorch's operator serves inputs of less
-    than 2**22 elements, where it means the same, and here also slopes that broadcast in another way
-    than torch.prelu's. Under autocast PyTorch rounds the slope before the kernels see it.
+    It holds for the whole process and every caller, until :func:`disable`; a second call changes
+    nothing. Results, errors, autograd and transforms stay PyTorch's, except that the slope gradient
+    is summed before it is rounded. As in :func:`prelu_gpu.prelu`, PyTorch's operator serves inputs
+    below :func:`prelu_gpu.kernel_threshold` when the result is identical; it also serves slopes
+    that broadcast in a way that torch.prelu never makes. Under autocast PyTorch rounds the slope
+    before the kernels see it.
 
-    Not reached: code compiled by Inductor, which writes its own kernels for PyTorch's operators,
-    and torch.nn.functional.leaky_relu.
+    It does not reach code that Inductor compiled, which holds kernels of Inductor's own, nor
+    torch.nn.functional.leaky_relu.
 
-    A device type without kernels is left as it is; the logger "prelu_gpu" warns of it once. The
-    first call changes PyTorch's table of operators, which has no lock: not while another thread is
-    in torch.prelu. Another library's operators of that name are undone after these, not before.
+    A device type without kernels is left as it is, and the logger "prelu_gpu" warns once. The first
+    call changes PyTorch's table of operators, which has no lock: make it while no other thread is
+    in torch.prelu. If another library overrides the same operators, undo its override after this
+    one, not before.
 
     Args:
-        device: a device type, as "cuda"; that of this PyTorch's accelerator if None is given, "cpu"
-            where it has none. The CPU has kernels under TRITON_INTERPRET=1.
+        device: a device type such as "cuda". None means the accelerator of this PyTorch, or "cpu"
+            if it has none. The CPU has kernels under TRITON_INTERPRET=1.
 
     Raises:
         ValueError: a device with an index: all devices of a type share their operators.
@@ -82,10 +84,11 @@ def enable(device: str | torch.device | None = None) -> None:
 
 
 def disable(device: str | torch.device | None = None) -> None:
-    """Serves torch.prelu by PyTorch's own operators again.
+    """Runs torch.prelu on PyTorch's own operators again.
 
-    PyTorch's table of operators is as it was before :func:`enable`, unless other Python threads
-    run: one might be in an operator, so then it stays and passes every call on to PyTorch's.
+    PyTorch's table of operators is as it was before :func:`enable`. While other Python threads run,
+    one of them might be in an operator: then the overriding operators stay in the table and pass
+    every call on to PyTorch's.
 
     Args:
         device: as in :func:`enable`.
@@ -100,14 +103,13 @@ def disable(device: str | torch.device | None = None) -> None:
 
 @contextlib.contextmanager
 def enabled(device: str | torch.device | None = None) -> Iterator[None]:
-    """:func:`enable` for a block, or for a function as its decorator (no generator or coroutine).
+    """:func:`enable` for a block, or as a decorator for a function (no generator or coroutine).
 
-    Leaving it, by an exception too, restores what was before, whatever :func:`enable` and
-    :func:`disable` did meanwhile. Blocks may lie in each other, and overlap in several threads: all
-    see the kernels until the last one is left, which restores what was before the first.
+    Leaving the block, also by an exception, restores what was before, whatever :func:`enable` and
+    :func:`disable` did meanwhile. Blocks may be nested, and may overlap in several threads: all of
+    them see the kernels until the last one is left, which restores what was before the first.
 
-    The backward belongs into the block too: outside of it PyTorch's operator computes the gradients
-    of what the kernels computed forward.
+    Put the backward into the block too: outside of it PyTorch's operator computes the gradients.
 
     Args:
         device: as in :func:`enable`.
@@ -154,7 +156,7 @@ def _device_type(function: str, device: str | torch.device | None) -> str:
 
 
 def _switch(device_type: str, on: bool) -> None:
-    """Serves a device type by the kernels, or no longer."""
+    """Turns the kernels on or off for a device type."""
     if on and (device_type in _OVERRIDES or _override(device_type)):
         _SERVED.add(device_type)
     elif not on:
@@ -164,13 +166,13 @@ def _switch(device_type: str, on: bool) -> None:
 
 
 def _override(device_type: str) -> bool:
-    """Overrides a device type's operators, where there are kernels; logs why not."""
+    """Overrides a device type's operators if it has kernels; logs why not."""
     operators = _operators(device_type)
     if operators is None:
         return False
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
-        # PyTorch's, once, that an operator is overridden: what was asked for.
+        # PyTorch warns once that an operator is overridden, which was asked for.
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for name, operator in operators.items():
             library.impl(name, operator, device_type.upper(), allow_override=True)
@@ -221,7 +223,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
             or (x.numel() < threshold.elements and not (needs[1] and x.dtype in HALF))
             or grad_y.shape != x.shape
             or grad_y.dtype is not x.dtype
-            # What is recorded may run where nothing is overridden.
+            # A recorded graph may run where nothing is overridden.
             or is_fx_tracing()
             or device_type not in _SERVED
             or not _is_prelus(x, weight)
@@ -235,12 +237,12 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
 
 
 def _needs_of_autograd() -> tuple[bool, bool] | None:
-    """Whether autograd needs the gradients of x and of the slopes; None if another one calls.
+    """Whether autograd needs the gradients of x and of the slopes; None if autograd does not call.
 
-    By the operator's contract the slope gradient has x's shape, and autograd sums it to the slopes'
-    afterwards, so it takes a gradient that is summed already, and none where no graph needs one.
-    Everyone else gets PyTorch's: all other calls from Python, such as those that a dispatch mode
-    passes on, and forward-mode AD, whose tangents have x's shape.
+    By the operator's contract the slope gradient has x's shape. Autograd then sums it to the
+    slopes' shape, so it accepts a gradient that is summed already, and none if no graph needs one.
+    Every other caller gets PyTorch's shape: other calls from Python, such as those that a dispatch
+    mode passes on, and forward-mode AD, whose tangents have x's shape.
     """
     node, caller = current_node(), sys._getframe(1).f_back
     if (
@@ -251,7 +253,7 @@ def _needs_of_autograd() -> tuple[bool, bool] | None:
     ):
         return None
     if torch.is_grad_enabled():
-        return True, True  # also for transforms, which cannot batch a gradient that is not there
+        return True, True  # transforms cannot batch a missing gradient
     (x, _), (weight, _) = node.next_functions
     return x is not None, weight is not None
 
@@ -259,7 +261,7 @@ def _needs_of_autograd() -> tuple[bool, bool] | None:
 def _is_prelus(x: Tensor, weight: Tensor) -> bool:
     """Whether arguments are as torch.prelu makes them: slopes (1, C, 1, ...) of the input's rank.
 
-    Those of vmap are not; its slope gradients are one for each sample, not the sum.
+    Those of vmap differ: its slope gradient is one for each sample, not their sum.
     """
     dtype, ndim, slopes = x.dtype, x.dim(), weight.numel()
     if dtype is not weight.dtype or dtype not in DTYPES or weight.dim() != ndim:

@@ -1,9 +1,10 @@
-"""What graphs that are recorded need: torch.export, torch.jit.trace, torch.fx and ONNX.
+"""Recording a call: torch.export, torch.jit.trace, torch.fx and ONNX.
 
-They run where this library is not, so they hold PyTorch's or ONNX's own operators.
+Recorded graphs run where this library is not installed, so they hold PyTorch's or ONNX's operators.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,21 +13,37 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
 from . import composed
-from ._torch import any_autocast, is_exporting, is_tracing, prelu_kernel
+from ._torch import any_autocast, is_exporting, prelu_kernel
 from .broadcast import along_one_dimension
+from .checks import checked_channel_dim
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def is_recording() -> bool:
     """Whether torch.export or torch.jit.trace records a call."""
-    return is_exporting() or is_tracing()
+    return is_exporting() or is_traced()
 
 
-def prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+def is_traced() -> bool:
+    """Whether torch.jit.trace records; Dynamo can ask, too."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def prelu(x: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """`prelu_gpu.prelu` into the graph that is recorded."""
+    if not is_traced():
+        return _prelu(x, weight, checked_channel_dim(x, weight, dim))
+    with warnings.catch_warnings():
+        # The tracer warns of every shape that a check looks at.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return _prelu(x, weight, checked_channel_dim(x, weight, dim))
+
+
+def _prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     """`composed.prelu_forward` by operators that converters understand.
 
-    ONNX's take slopes along other dimensions than 1 as if they were along that one.
+    ONNX's converters take slopes along other dimensions than 1 as if they were along that one.
     """
     varying = [d for d, size in enumerate(weight.shape) if size != 1]
     if channel_dim is not None:
@@ -34,13 +51,13 @@ def prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     if varying not in ([], [1]) and torch.onnx.is_in_onnx_export():
         return _onnx_prelu(x, weight, channel_dim)
     if weight.dim() > 1:
-        return along_one_dimension(prelu, x, weight)
+        return along_one_dimension(_prelu, x, weight)
     if channel_dim not in (None, 1):
-        return prelu(x.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
+        return _prelu(x.movedim(channel_dim, 1), weight, 1).movedim(1, channel_dim)
     if is_exporting() and _is_autocast(x):
         # A cast of our own would hold, too, where the program runs without autocast.
         return torch.prelu(x, weight)
-    if x.dtype is not weight.dtype and is_tracing() and torch.onnx.is_in_onnx_export():
+    if x.dtype is not weight.dtype and is_traced() and torch.onnx.is_in_onnx_export():
         # ONNX's exporter of traces knows no other operator.
         return torch.prelu(x.to(weight.dtype), weight).to(x.dtype)
     return composed.prelu_forward(x, weight, channel_dim)
@@ -68,7 +85,7 @@ def _onnx_prelu(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def _onnx_node(x: Tensor, slopes: Tensor) -> Tensor:
-    if is_tracing():
+    if is_traced():
         y: Tensor = _OnnxPReLU.apply(x, slopes)  # type: ignore[no-untyped-call]
         return y
     y = torch.onnx.ops.symbolic("PRelu", (x, slopes), dtype=x.dtype, shape=x.shape)

@@ -40,8 +40,9 @@ def rounding(
 ) -> Tensor:
     """How far rounding may take a slope gradient from the exact one, in float64, shaped as weight.
 
-    A sum of n products of root mean square r, made in float32 (float64 for float64) in any order,
-    is off by up to about eps * n * r, and rounded once more to the weight's dtype.
+    A sum S of n products of root mean square r, made in float32 (float64 for float64), is off by up
+    to about eps * (n * r + sqrt(n) * S), even if it is made one by one: the worst order, where each
+    addition rounds a partial sum of size up to S. It is rounded once more to the weight's dtype.
 
     Args:
         grad_y: the output gradient.
@@ -58,7 +59,7 @@ def rounding(
     sums, squares = (t.sum_to_size(slopes.shape) for t in (products, products.square()))
     summands = x.numel() / max(1, weight.numel())
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    error = torch.finfo(wide).eps * (summands * squares).sqrt()
+    error = torch.finfo(wide).eps * summands**0.5 * (squares.sqrt() + sums.abs())
     if products_in is not None:
         info = torch.finfo(products_in)
         error = error + 2 * info.eps * squares.sqrt() + summands * info.eps * info.smallest_normal

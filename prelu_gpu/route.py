@@ -10,6 +10,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from . import threshold
 from ._torch import (
     any_autocast,
+    async_collective_tensor,
     dispatch_modes,
     has_no_dispatch,
     in_forward_ad,
@@ -40,6 +41,8 @@ class Route(enum.Enum):
     """PyTorch's operators. What exports, traces, transforms or wraps a call knows those; and they
     serve devices and layouts without kernels."""
 
+    __hash__ = object.__hash__  # Enum's own is slow
+
 
 def route(x: Tensor, *others: Tensor) -> Route:
     """The route of a call with these tensors; `x` names the device.
@@ -51,7 +54,10 @@ def route(x: Tensor, *others: Tensor) -> Route:
         # Dynamo cannot trace what follows. Exported programs run where this library is not.
         compiles = not is_exporting() and not in_transform()
         return Route.COMPILED if compiles and _compiles(x, *others) else Route.COMPOSED
-    if is_compiling() or in_transform() or in_forward_ad() or is_tracing() or is_recorded():
+    modes = dispatch_modes()
+    if is_compiling() or in_transform() or in_forward_ad() or is_tracing():
+        return Route.COMPOSED
+    if modes and is_recorded():
         return Route.COMPOSED
     plain = True
     for tensor in (x, *others):
@@ -63,7 +69,7 @@ def route(x: Tensor, *others: Tensor) -> Route:
     check_memory(x, *others)
     if not has_kernels(x.device) or x.layout is not torch.strided or x.is_quantized:
         return Route.COMPOSED
-    return Route.DISPATCHED if dispatch_modes() else Route.KERNELS
+    return Route.DISPATCHED if modes else Route.KERNELS
 
 
 def _compiles(*tensors: Tensor) -> bool:
@@ -81,10 +87,11 @@ def is_sharded(*tensors: Tensor) -> bool:
     given = {type(tensor) for tensor in tensors}
     if given <= PLAIN_TYPES or "torch.distributed.tensor" not in sys.modules:
         return False  # not imported without need: that is slow
-    from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.tensor import DTensor
 
-    return given <= {DTensor} or given <= PLAIN_TYPES | {AsyncCollectiveTensor}
+    from . import sharding  # noqa: F401  how our operators act on shards
+
+    return given <= {DTensor} or given <= PLAIN_TYPES | {async_collective_tensor()}
 
 
 def is_small(x: Tensor) -> bool:

@@ -60,29 +60,29 @@ def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
 
 def run(call: Call, values: Values) -> None:
     """Launches a kernel on tensors: the one place that does."""
-    _launch_by(call, values)
+    _executed_by(call, values)
 
 
 @contextlib.contextmanager
-def intercepting(launch_by: Callable[[Call, Values], None]) -> Iterator[None]:
+def intercepting(function: Callable[[Call, Values], None]) -> Iterator[None]:
     """Gives every launch to a function for a block, in the whole process: for tests and inspection.
 
-    The function launches by :func:`launch`, or does not.
+    The function calls :func:`execute`, or launches nothing.
     """
-    global _launch_by
-    before, _launch_by = _launch_by, launch_by
+    global _executed_by
+    before, _executed_by = _executed_by, function
     try:
         yield
     finally:
-        _launch_by = before
+        _executed_by = before
 
 
-def launch(call: Call, values: Values) -> None:
+def execute(call: Call, values: Values) -> None:
     """Launches a kernel, or interprets it."""
     if INTERPRETED:
         _interpret(call, values)
         return
-    device = _device(values)
+    device = next(iter(values.values())).device  # the first one is a tensor
     with on(device):
         if not DIRECT_LAUNCH:
             _look_up_and_launch(call, values)
@@ -100,7 +100,7 @@ def launch(call: Call, values: Values) -> None:
             call.compiled[key] = compiled
 
 
-_launch_by: Callable[[Call, Values], None] = launch
+_executed_by: Callable[[Call, Values], None] = execute
 
 
 def _look_up_and_launch(call: Call, values: Values) -> Any:
@@ -115,10 +115,6 @@ def specialization(values: Values) -> list[object]:
         (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else type(value)
         for value in values.values()
     ]
-
-
-def _device(values: Values) -> torch.device:
-    return next(value.device for value in values.values() if isinstance(value, Tensor))
 
 
 def _interpret(call: Call, values: Values) -> None:

@@ -1,4 +1,4 @@
-"""The switch for models that exist: torch.nn's modules to ours and back, in place."""
+"""The switch for existing models: torch.nn's modules become ours, and back, in place."""
 
 import logging
 from collections.abc import Iterator
@@ -21,16 +21,19 @@ _ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {PReLU: nn.PReLU, LeakyReLU
 def accelerate(model: Model) -> Model:
     """Makes every :class:`torch.nn.PReLU` in `model` run on the fused kernels, in place.
 
-    A module changes its class and nothing else: its Parameters, hooks, parametrisations, name and
-    every reference to it stay, `model` itself included if it is one. Left as they are, and named by
-    a warning of the logger "prelu_gpu": subclasses of torch.nn.PReLU, whose forward may differ, and
-    modules with an attribute `forward` or `dim` of their own. Left too: torch.nn.LeakyReLU, which
-    PyTorch already runs in vectorised kernels. The logger tells at level INFO what was swapped, and
-    warns once of a device without kernels, the model's or, of a model on the CPU, this machine's
-    accelerator: PyTorch's operators serve there. :func:`restore` undoes it.
+    Only the class of a module changes: its Parameters, hooks, parametrisations, name and every
+    reference to it stay, also if `model` is itself a PReLU. :func:`restore` undoes it.
+
+    Left unchanged, with a warning of the logger "prelu_gpu" that names them: subclasses of
+    torch.nn.PReLU, whose forward may differ, and modules with an attribute `forward` or `dim` of
+    their own. torch.nn.LeakyReLU is left too, since PyTorch already runs it in vectorised kernels.
+
+    The logger lists at level INFO what was swapped. It warns once if PyTorch's operators will serve
+    because the device has no kernels: the model's device or, for a model on the CPU, this machine's
+    accelerator.
 
     Args:
-        model: any module; one without PReLU is only warned of.
+        model: any module; one without PReLU gets a warning.
 
     Returns:
         `model`.
@@ -66,9 +69,10 @@ def accelerate(model: Model) -> Model:
 def restore(model: Model) -> Model:
     """Turns every prelu_gpu module in `model` into torch.nn's, in place; undoes `accelerate`.
 
-    Left as they are, and named by a warning of the logger "prelu_gpu": a :class:`prelu_gpu.PReLU`
-    with a `dim` of its own, an option that torch.nn.PReLU has not, subclasses, modules with an
-    attribute `forward` of their own, and :class:`prelu_gpu.SharedAxesPReLU`.
+    Left unchanged, with a warning of the logger "prelu_gpu" that names them: a
+    :class:`prelu_gpu.PReLU` with a `dim` of its own, which torch.nn.PReLU does not have,
+    subclasses, modules with an attribute `forward` of their own, and
+    :class:`prelu_gpu.SharedAxesPReLU`.
 
     Args:
         model: any module.
@@ -123,7 +127,7 @@ def _change_class(module: nn.Module, plain: type[nn.Module]) -> None:
 
 
 def _warn_without_kernels(devices: set[torch.device]) -> None:
-    """Says once a device type that modules have no kernels where they are, or may go."""
+    """Warns once for a device type that has no kernels, of modules that are or may go there."""
     for device in devices:
         if device.type in ("cpu", "meta") and not has_kernels(torch.device("cpu")):
             # Models are made there, and then go to the accelerator.

@@ -22,8 +22,7 @@ with warnings.catch_warnings():
     from prelu_gpu import backend, kernel_threshold, launch
     from prelu_gpu.backend import Backend, warn_once
     from prelu_gpu.rules import gpu_rules, using_rules
-    from prelu_gpu.run import intercepting
-    from prelu_gpu.run import launch as launch_kernel
+    from prelu_gpu.run import execute, intercepting
 
 with contextlib.suppress(ImportError):
     from hypothesis import settings
@@ -139,7 +138,7 @@ def calls():
 
     def noted(call, values):
         made.append((call, values))
-        launch_kernel(call, values)
+        execute(call, values)
 
     with intercepting(noted):
         yield made
@@ -164,7 +163,7 @@ def launches():
 
     def counted(call, values):
         names.append(call.kernel.__name__)
-        launch_kernel(call, values)
+        execute(call, values)
 
     with intercepting(counted):
         yield names

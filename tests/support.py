@@ -1,10 +1,13 @@
 """What the tests compare with, and the data they use."""
 
-import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
-from prelu_gpu import composed
+from prelu_gpu import composed, reference
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PAIRS = (
@@ -42,20 +45,13 @@ def channel_dim(x, weight, dim=1):
 
 
 def exact_grad_weight(x, weight, grad_y, dim=1):
-    """The slope gradient in float64, and the same sum of absolute values."""
-    terms = torch.where(x.double() > 0, 0.0, grad_y.double() * x.double())
-    if weight.numel() == 1:
-        return terms.sum().reshape(weight.shape), terms.abs().sum().reshape(weight.shape)
-    others = [d for d in range(x.dim()) if d != dim % x.dim()]
-    return terms.sum(others), terms.abs().sum(others)
+    """The slope gradient in float64."""
+    return reference.prelu_backward(grad_y.double(), x.double(), weight.double(), dim)[1]
 
 
-def grad_weight_tolerance(x, weight, magnitude, exact):
-    """Rounding of a float32 sum in a tree with short runs, and of one store in weight's dtype."""
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    summands = x.numel() / weight.numel()
-    sum_error = (math.log2(summands) + 8) * torch.finfo(compute).eps * magnitude
-    return sum_error + torch.finfo(weight.dtype).eps / 2 * (exact.abs() + sum_error)
+def assert_right(grad_y, x, weight, dim=1, **results):
+    """That results are those of the reference, up to what rounding explains."""
+    assert not (mistakes := list(reference.mistakes(grad_y, x, weight, dim, **results))), mistakes
 
 
 def assert_same(actual, expected):
@@ -78,3 +74,23 @@ def backward(function, x, weight, grad_y, *args, **options):
 
 def eager_backward(x, weight, grad_y, dim=1):
     return backward(composed.prelu_forward, x, weight, grad_y, channel_dim(x, weight, dim))
+
+
+def run_program(source, *options, interpret=True, **variables):
+    """What a program in a process of its own printed, and what it wrote to stderr; it must succeed.
+
+    With interpret=False, kernels are not interpreted, and a CPU has none.
+    """
+    environment = {**os.environ, **variables}
+    if not interpret:
+        environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, *options, "-c", source],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr

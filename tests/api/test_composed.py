@@ -1,11 +1,8 @@
 """PyTorch's operators, which serve devices without kernels."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from support import PAIRS, assert_same, backward, id_of, randn
+from support import PAIRS, assert_same, backward, id_of, randn, run_program
 
 from prelu_gpu import composed, leaky_relu, prelu
 from prelu_gpu.backend import Backend, backend_of
@@ -105,11 +102,8 @@ print("done")
 """
 
 
-def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    command = [sys.executable, "-c", AUTOCAST_WITHOUT_KERNELS]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert run.stdout == "done\n", run.stderr
+def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does():
+    assert run_program(AUTOCAST_WITHOUT_KERNELS, interpret=False)[0] == "done\n"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +117,4 @@ def test_autocast_without_kernels_gives_and_saves_what_pytorchs_does(monkeypatch
 def test_import_and_use_without_kernels(setup, triton, words, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     program = WITHOUT_KERNELS.format(setup=setup, triton=triton)
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert f"PyTorch operators ({words}" in run.stdout
+    assert f"PyTorch operators ({words}" in run_program(program, interpret=False)[0]

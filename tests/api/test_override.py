@@ -3,26 +3,15 @@
 import functools
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import timeit
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
-from support import (
-    DTYPES,
-    assert_same,
-    backward,
-    exact_grad_weight,
-    grad_weight_tolerance,
-    id_of,
-    randn,
-)
+from support import DTYPES, assert_right, assert_same, backward, id_of, randn, run_program
 from torch import nn
 from torch._subclasses import CrossRefFakeMode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,8 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prelu_gpu
 from prelu_gpu import launch, override
-from prelu_gpu.run import intercepting
-from prelu_gpu.run import launch as launch_kernel
+from prelu_gpu.run import execute, intercepting
 
 SHAPE = (4, 3, 40)
 OPERATORS = ("aten::_prelu_kernel", "aten::_prelu_kernel_backward")
@@ -68,7 +56,7 @@ def served(x, weight):
 
     def reaches():
         launched = []
-        with intercepting(lambda *call: launched.append(call) or launch_kernel(*call)):
+        with intercepting(lambda *call: launched.append(call) or execute(*call)):
             torch.prelu(x, weight)
         return bool(launched)
 
@@ -95,9 +83,7 @@ def test_forward_and_gradients(dtype, slopes, layout, device, launches):
     assert any(name.endswith("backward") for name in launches)
     assert_same(given[0], y)
     assert_same(given[1], grad_x)
-    exact, magnitude = exact_grad_weight(x, weight, grad_y)
-    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
-    assert ((given[2].double() - exact).abs() <= tolerance).all()
+    assert_right(grad_y, x, weight, grad_weight=given[2])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (1, 1), (0, 3), (2, 0), (2, 3), (1, 3, 1)])
@@ -311,14 +297,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_while_another_thread_switches():
-    done = subprocess.run(
-        [sys.executable, "-c", FORK_BESIDE_A_SWITCH],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(FORK_BESIDE_A_SWITCH)
 
 
 def test_an_override_of_another_library_is_passed_calls_and_stays(device, x, weight, served):
@@ -620,10 +599,9 @@ def test_autocast_is_pytorchs(device, x, weight):
     assert_same(given[0], expected[0])
     assert_same(given[1], expected[1])
     assert given[2].dtype == torch.float32
-    rounded = x.bfloat16(), weight.bfloat16(), torch.ones_like(x).bfloat16()
-    exact, magnitude = exact_grad_weight(*rounded)
-    tolerance = grad_weight_tolerance(*rounded[:2], magnitude, exact)
-    assert ((given[2].double() - exact).abs() <= tolerance).all()
+    rounded = torch.ones_like(x).bfloat16(), x.bfloat16(), weight.bfloat16()
+    assert_right(*rounded, grad_weight=given[2].bfloat16())
+    assert torch.equal(given[2], given[2].bfloat16().float())
 
 
 def test_fake_and_meta_tensors_and_other_errors_are_pytorchs(device, x, weight):
@@ -723,14 +701,7 @@ import prelu_gpu
 prelu_gpu.enable()
 prelu_gpu.disable()
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=Path(__file__).parents[2],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == done.stderr == ""
+    assert run_program(program, "-W", "ignore") == ("", "")
 
 
 def test_a_call_costs_the_host_little_more_than_pytorchs(monkeypatch):

@@ -1,14 +1,10 @@
 import copy
 import io
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from support import assert_same, randn
+from support import assert_same, randn, run_program
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
@@ -306,16 +302,8 @@ for _ in range(3):
     with prelu_gpu.enabled("cpu"):
         model(torch.randn(2, 3)).sum().backward()
 """
-    others = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        env={**others, "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr.splitlines() == [
+    _, said = run_program(program, interpret=False, CUDA_VISIBLE_DEVICES="")
+    assert said.splitlines() == [
         "accelerate: no kernels on cpu, PyTorch's operators serve there: Triton has no kernels for "
         "cpu",
         "enable: torch.prelu on cpu stays PyTorch's: Triton has no kernels for cpu",

@@ -2,14 +2,11 @@
 
 import logging
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from support import assert_same, backward, id_of, integers, randn
+from support import assert_same, backward, id_of, integers, randn, run_program
 from torch import nn
 from torch.testing._internal.logging_tensor import LoggingTensor, capture_logs
 
@@ -205,7 +202,7 @@ from prelu_gpu import run
 from prelu_gpu.backend import INTERPRETED
 
 launched = []
-noting = run.intercepting(lambda *call: (launched.append(call), run.launch(*call)))
+noting = run.intercepting(lambda *call: (launched.append(call), run.execute(*call)))
 noting.__enter__()
 
 def step(seed):
@@ -239,14 +236,7 @@ print("ok")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_children_that_were_forked_compute_what_their_parent_computes():
-    done = subprocess.run(
-        [sys.executable, "-c", FORK],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert run_program(FORK)[0] == "ok\n"
 
 
 class Image(torch.Tensor):

@@ -1,15 +1,12 @@
 """One launch, and the one without Triton's look-up: the same code, by a key of our own."""
 
 import contextlib
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import triton
-from support import assert_same, backward, randn
+from support import assert_same, backward, randn, run_program
 
 from prelu_gpu import launch, prelu, run
 from prelu_gpu.kernels.plane import plane_forward
@@ -58,16 +55,9 @@ print(len(pairs))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux only")
 def test_the_key_tells_apart_what_triton_compiles_apart_and_nothing_else():
-    done = subprocess.run(
-        [sys.executable, "-c", KEYS],
-        cwd=Path(__file__).parents[2],
-        env={name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    printed, _ = run_program(KEYS, interpret=False)
     # Two dtypes, aligned or not, for x; for the slope None too; three kinds of output.
-    assert int(done.stdout) == 4 * 5 * 3
+    assert int(printed) == 4 * 5 * 3
 
 
 class Kernel:

@@ -1,15 +1,11 @@
 """Small inputs: PyTorch's operator, where it means the same and no graph is recorded."""
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_same, randn
+from support import assert_same, randn, run_program
 
 from prelu_gpu import PReLU, get_kernel_threshold, launch, leaky_relu, prelu
 from prelu_gpu.backend import INTERPRETED
@@ -275,12 +271,6 @@ def test_every_test_but_these_meets_kernels(device):
 @pytest.mark.parametrize("interpret", [False, True])
 def test_a_users_limit_is_none_where_kernels_are_interpreted(interpret):
     program = "import prelu_gpu; print(prelu_gpu.get_kernel_threshold())"
-    others = {name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        env=others | ({"TRITON_INTERPRET": "1"} if interpret else {}),
-        check=True,
-        capture_output=True,
-    )
-    assert int(done.stdout) == (0 if interpret else 2**22)
+    variables = {"TRITON_INTERPRET": "1"} if interpret else {}
+    printed, _ = run_program(program, interpret=interpret, **variables)
+    assert int(printed) == (0 if interpret else 2**22)

@@ -15,14 +15,13 @@ from support import (
     REDUCTIONS,
     assert_same,
     channel_dim,
-    grad_weight_tolerance,
+    exact_grad_weight,
     id_of,
 )
 
-from prelu_gpu import launch, leaky_relu, prelu
+from prelu_gpu import launch, leaky_relu, prelu, reference
 from prelu_gpu.rules import Kind, gpu_rules, using_rules
-from prelu_gpu.run import intercepting
-from prelu_gpu.run import launch as launch_kernel
+from prelu_gpu.run import execute, intercepting
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -283,7 +282,7 @@ def tiled(tiling):
 
     def counted(call, values):
         names.append(call.kernel.__name__)
-        launch_kernel(call, values)
+        execute(call, values)
 
     with intercepting(counted), using_rules(tiling.rules) if tiling else contextlib.nullcontext():
         yield names
@@ -320,27 +319,20 @@ def torch_prelu(x, weight, dim):
     return torch.ops.aten._prelu_kernel(x.to(weight.dtype), slopes).to(x.dtype)
 
 
-def exact_grad_weight(x, weight, grad_y, dim):
-    """The slope gradient in float64, and the same sum of absolute values."""
-    terms = torch.where(x.double() > 0, 0.0, grad_y.double() * x.double())
-    shape = slopes_over(x, weight, dim).shape
-    return tuple(t.sum_to_size(shape).reshape(weight.shape) for t in (terms, terms.abs()))
-
-
 def assert_grad_weight(grad_weight, x, weight, grad_y, case):
     assert grad_weight.dtype == weight.dtype
     assert grad_weight.shape == weight.shape
-    exact, magnitude = exact_grad_weight(x, weight, grad_y, case.dim)
+    exact = exact_grad_weight(x, weight, grad_y, case.dim)
     if x.numel() == 0 or case.numbers[0].kind == case.numbers[2].kind == "whole":
         assert torch.equal(grad_weight, exact.to(weight.dtype))
         return
     finite = exact.isfinite()
     assert torch.equal(grad_weight.isnan(), exact.isnan())
     assert torch.equal(grad_weight[exact.isinf()].double(), exact[exact.isinf()])
-    tolerance = grad_weight_tolerance(x, weight, magnitude, exact)
+    tolerance = reference.rounding(grad_y, x, weight, case.dim)
     if case.x.overlaps and case.grad_y.overlaps:
         # Equal terms round alike, and the interpreter adds them one after the other.
-        tolerance += x.numel() / weight.numel() * torch.finfo(torch.float32).eps * magnitude
+        tolerance *= x.numel() / weight.numel()
     # Products and the sum may be subnormal.
     for dtype, roundings in ((x.dtype, x.numel()), (weight.dtype, 1)):
         dtype = torch.promote_types(dtype, torch.float32) if roundings > 1 else dtype

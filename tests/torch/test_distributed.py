@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,19 +66,28 @@ def test_in_two_processes(name, results):
         assert not result[name], f"rank {rank}:\n{result[name]}"
 
 
-def test_readmes_example_under_torchrun(tmp_path):
+def test_the_example_under_torchrun(tmp_path):
     """On the CPU without kernels, where the shards are PyTorch's operators'."""
-    section = (ROOT / "README.md").read_text().split("\n## Distributed\n")[1].split("\n## ")[0]
-    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    checks = """
-from torch.distributed.tensor import Replicate
-gradient = model[1].weight.grad
-assert gradient.placements == (Shard(0),) and gradient.to_local().shape == (32,)
-assert replica.module[1].weight.grad.shape == (64,)
-print("as promised")
-"""
+    example = ROOT / "tests" / "torch" / "tensor_parallel.py"
     program = tmp_path / "train.py"
-    program.write_text(example + checks)
+    program.write_text(f"""
+import os, runpy, torch
+from torch.distributed.tensor import Shard
+
+example = runpy.run_path({str(example)!r})
+replica = example["replica"].module
+assert replica[1].weight.grad.shape == (64,)
+replica.zero_grad()
+replica(torch.ones(8, 16)).sum().backward()  # the same weights: both are those of process 0
+
+slopes = example["model"][1].weight
+gradient = slopes.grad
+for sharded in slopes, gradient:
+    assert sharded.placements == (Shard(0),) and sharded.to_local().shape == (32,)
+expected = replica[1].weight.grad.chunk(2)[int(os.environ["RANK"])]
+torch.testing.assert_close(gradient.to_local(), expected)
+print("as promised")
+""")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", WORLD)
     output = finish(start(*torchrun, program))
     assert output.count("as promised") == WORLD, output
