@@ -6,8 +6,10 @@ python -m benchmarks report --check    only says whether README agrees; exit sta
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -42,7 +44,6 @@ DEVICE_BYTES = 16 * MIB
 """Size of x from which device time counts; below it is the time of the whole call."""
 NOISE = 0.97
 """A speed-up that counts as 1."""
-HALF = ["float16", "bfloat16"]
 
 RUN = [field.name for field in fields(Run)]
 OPERATION = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "op"]
@@ -50,19 +51,16 @@ NETWORK = ["network", "batch", "layout", "dtype"]
 FIGURES = ["device_us", "call_us", "bytes", "pct_copy", "extra_bytes", "step_us", "peak_bytes"]
 SETTING = ["family", "case", "x", "dtype", "slope_dtype", "nbytes"]
 """What is measured: `x` says it in words, `nbytes` is its size."""
-USED = [(c["case"], c["dtype"], c["slope_dtype"]) for c in (m.setting for m in MODELS + LEAKY)]
+USED = [itemgetter("case", "dtype", "slope_dtype")(case.setting) for case in MODELS + LEAKY]
 """The cases that are taken from models, in the dtypes they are used in."""
+PATHS_HELP = "Files or folders; benchmarks/results if none."
+CHECK_HELP = "Change nothing; status 1 if the README disagrees."
 CURVE_NAMES = {case.name for case in CURVES}
 
 
 def main(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="PATH", help="Files or folders; benchmarks/results if none."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; status 1 if the README disagrees.")
-    ] = False,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help=PATHS_HELP)] = None,
+    check: Annotated[bool, typer.Option("--check", help=CHECK_HELP)] = False,
 ) -> None:
     """Makes README's table of speed and the plots, and lists what is below the bar.
 
@@ -75,8 +73,11 @@ def main(
     try:
         gpus = read(paths or [RESULTS])
         if not paths:
+            between = re.compile(f"(?<={BEGIN}\n).*(?=\n{END})", re.DOTALL)
             old = README.read_text(encoding="utf-8")
-            new = with_block(old, block(gpus))
+            new, count = between.subn(lambda _: block(gpus), old)
+            if not count:
+                fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
             if check and old != new:
                 fail(f"{README}: its table is not what `python -m benchmarks report` makes.")
             if check:
@@ -130,7 +131,7 @@ def pivot(rows: pd.DataFrame, figure: str) -> pd.DataFrame:
     """A figure by setting, and by operation and provider."""
     every = pd.MultiIndex.from_product([PASSES, PROVIDERS])
     known = rows.dropna(subset=["case"])
-    table = known.pivot_table(figure, SETTING, ["op", "provider"], "last", dropna=False, sort=False)
+    table = known.pivot_table(figure, SETTING, ["op", "provider"], "last", sort=False)
     settings = pd.MultiIndex.from_frame(known[SETTING].drop_duplicates())
     return table.reindex(index=settings, columns=every)
 
@@ -142,8 +143,7 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     found = {f"{op}, % of copy": pct_copy[op, OURS] for op in ("forward", "backward")}
     for other in ("eager", "compile"):
         step, passes = us["step"], us["forward"] + us["backward"]
-        speedup = (step[other] / step[OURS]).fillna(passes[other] / passes[OURS])
-        found[f"x {other}"] = speedup
+        found[f"x {other}"] = (step[other] / step[OURS]).fillna(passes[other] / passes[OURS])
     found["inference, x eager"] = call_us["inference", "eager"] / call_us["inference", OURS]
     found["extra MiB"], found["eager's"] = extra["backward", OURS], extra["backward", "eager"]
     return pd.DataFrame(found)
@@ -155,6 +155,8 @@ class Line(NamedTuple):
     what: str
     bar: float
     figures: "pd.Series[float]"
+    made_of: Sequence[tuple[str, str]] = ()
+    """The operations and providers whose times the figures come from."""
     ceiling: bool = False
 
     @property
@@ -180,22 +182,23 @@ def bar(rows: pd.DataFrame) -> Iterator[Line]:
     level = figures.index.get_level_values
     for family in ("PReLU", "Leaky ReLU"):
         ours = level("family") == family
-        for what, least, chosen in (
-            ("forward, % of copy", 95, level("nbytes") >= 64 * MIB),
-            ("backward, % of copy", 95, level("nbytes") >= 64 * MIB),
-            ("x eager", NOISE, True),
-            ("x compile", NOISE, True),
-            ("inference, x eager", 0.95, True),
+        for what, least, chosen, op, other in (
+            ("forward, % of copy", 95, level("nbytes") >= 64 * MIB, "forward", "copy"),
+            ("backward, % of copy", 95, level("nbytes") >= 64 * MIB, "backward", "copy"),
+            ("x eager", NOISE, True, "step", "eager"),
+            ("x compile", NOISE, True, "step", "compile"),
+            ("inference, x eager", 0.95, True, "inference", "eager"),
         ):
-            yield Line(f"{family} {what}", least, figures.loc[ours & chosen, what].dropna())
+            reached = figures.loc[ours & chosen, what].dropna()
+            yield Line(f"{family} {what}", least, reached, [(op, OURS), (op, other)])
         extra = figures.loc[ours, "extra MiB"].dropna()
         yield Line(f"{family} backward, extra MiB", 1, extra, ceiling=True)
     # PyTorch's Leaky ReLU leaves less to gain.
     cases = (level("family") == "PReLU") & ~level("case").isin(CURVE_NAMES)
     for what, dtypes, least in (
         ("x eager", ["float32"], 1.6),
-        ("x eager", HALF, 2.0),
-        ("x compile", ["float32", *HALF], 1.3),
+        ("x eager", ["float16", "bfloat16"], 2.0),
+        ("x compile", ["float32", "float16", "bfloat16"], 1.3),
     ):
         chosen = figures.loc[cases & level("dtype").isin(dtypes), what].dropna()
         index = pd.MultiIndex.from_tuples([("PReLU", f"mean of {len(chosen)}", *[""] * 4)])
@@ -205,52 +208,43 @@ def bar(rows: pd.DataFrame) -> Iterator[Line]:
 
 def print_bar(rows: pd.DataFrame, console: Console) -> None:
     """Prints the bar, and every row below it with the times that it was made of."""
-    for source in sources(rows):
-        console.print(source, soft_wrap=True, markup=False)
-    lines, times = list(bar(rows)), pivot(rows, "us")
+    for path, run in sources(rows).items():
+        console.print(f"{path}: {run}", soft_wrap=True, markup=False)
+    lines, device_us, call_us = list(bar(rows)), pivot(rows, "device_us"), pivot(rows, "call_us")
     table = make_table(["line", "at least, at most", "measured", ""])
     for line in lines:
         table.add_row(*line.cells, style=None if line.cells[-1] == "met" else "red")
     console.print(table)
     for line in (line for line in lines if len(line.below)):
-        below = make_table(["case", "x", "us"], ["figure"], title=f"Below the bar: {line.what}")
+        columns = [f"{provider} {us}" for _, provider in line.made_of for us in ("us", "call us")]
+        below = make_table(["case", "x"], ["", *columns], title=f"Below the bar: {line.what}")
         for setting, figure in line.below.items():
-            known = times.loc[setting].dropna() if setting in times.index else pd.Series()
-            text = (f"{op} {provider} {us:.1f}" for (op, provider), us in known.items())
-            below.add_row(*setting[1:3], ", ".join(text), f"{figure:.4g}")
+            times = [t.loc[setting, of] for of in line.made_of for t in (device_us, call_us)]
+            below.add_row(*setting[1:3], *(f"{number:.4g}" for number in (figure, *times)))
         console.print(below)
 
 
-def sources(rows: pd.DataFrame) -> list[str]:
+def sources(rows: pd.DataFrame) -> dict[Path, Run]:
     """A GPU's files and runs; one that was taken up again has the date of its last part."""
     last = rows.groupby("path", sort=False)[RUN].last()
-    return [f"[{path.name}]({link(path)}): {Run(*run)}" for path, run in last.iterrows()]
+    return {path: Run(*run) for path, run in last.iterrows()}
 
 
-def link(path: Path) -> str:
-    """A path as the README links it."""
+def _link(path: Path) -> str:
     return Path(os.path.relpath(path, README.parent)).as_posix()
-
-
-def with_block(text: str, content: str) -> str:
-    """A README with `content` between the markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
 def block(gpus: Mapping[Path, pd.DataFrame]) -> str:
     """What stands between README's markers."""
     parts = []
     for stem, rows in gpus.items():
-        parts.append("\n".join(f"- {source}" for source in sources(rows)))
+        runs = sources(rows).items()
+        parts.append("\n".join(f"- {run}: [{path.name}]({_link(path)})" for path, run in runs))
         if rows["case"].notna().any():
             cells = pd.DataFrame([line.cells for line in bar(rows)])
             cells.columns = ["all cases", "bar", "measured", ""]
             parts += [EXPLANATION, *case_tables(rows), markdown(cells)]
-        parts += [f"![{title}]({link(path)})" for path, title in plots(stem, rows).items()]
+        parts += [f"![{title}]({_link(path)})" for path, title in plots(stem, rows).items()]
         if rows["network"].notna().any():
             parts.append(training_table(rows[rows["network"].notna()]))
     return "\n\n".join(parts) or NOT_MEASURED
@@ -282,8 +276,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def plots(stem: Path, rows: pd.DataFrame) -> dict[Path, str]:
     """The titles of the plots for which there are figures, by their files."""
-    curve = rows["case"].isin(CURVE_NAMES)
-    titles = {}
+    curve, titles = rows["case"].isin(CURVE_NAMES), {}
     if rows.loc[curve, "pct_copy"].notna().any():
         titles["curves"] = "Speed against size, as a percentage of a copy's"
     if compare(rows[~curve])["x eager"].notna().any():
@@ -293,23 +286,22 @@ def plots(stem: Path, rows: pd.DataFrame) -> dict[Path, str]:
 
 def draw(stem: Path, rows: pd.DataFrame) -> list[Path]:
     """Draws a GPU's plots; gives their files."""
-    found = plots(stem, rows)
-    for path, title in found.items():
+    for path, title in plots(stem, rows).items():
         grid = draw_curves(rows) if path.stem.endswith("-curves") else draw_speedups(rows)
-        grid.figure.suptitle("\n".join([title, *sources(rows)]), y=1, va="bottom")
+        runs = dict.fromkeys(map(str, sources(rows).values()))
+        grid.figure.suptitle("\n".join([title, *runs]), y=1, va="bottom")
         grid.savefig(path, dpi=110)
         plt.close(grid.figure)
-    return list(found)
+    return list(plots(stem, rows))
 
 
 def draw_curves(rows: pd.DataFrame) -> sns.FacetGrid:
     """Percentage of the copy by size: a row of panels for each kind of slope and dtype."""
     rows = rows[rows["case"].isin(CURVE_NAMES) & rows["op"].isin(["forward", "backward"])]
     rows = rows[rows["provider"] != "copy"].assign(MiB=rows["nbytes"] / MIB)
-    panels = {"row": "kind", "col": "op", "height": 2.6, "aspect": 2}
-    rows["kind"] = rows["slope"] + " slope, " + rows["dtype"]
-    line = {"hue": "provider", "kind": "line", "marker": "o"}
-    grid = sns.relplot(rows, x="MiB", y="pct_copy", **line, **panels)
+    rows["slopes"] = rows["slope"] + " slope, " + rows["dtype"]
+    style = {"hue": "provider", "kind": "line", "marker": "o", "height": 2.6, "aspect": 2}
+    grid = sns.relplot(rows, x="MiB", y="pct_copy", row="slopes", col="op", **style)
     grid.refline(y=100).set(xscale="log", ylim=(0, None)).set_titles("{col_name}, {row_name}")
     return grid.set_axis_labels("size of x, MiB", "% of the copy")
 
@@ -317,11 +309,11 @@ def draw_curves(rows: pd.DataFrame) -> sns.FacetGrid:
 def draw_speedups(rows: pd.DataFrame) -> sns.FacetGrid:
     """A bar for each case, its slowest dtype, orange below 1; dots for every dtype."""
     values = compare(rows[~rows["case"].isin(CURVE_NAMES)])["x eager"].dropna().reset_index()
-    worst = values.groupby(["family", "case"])["x eager"].transform("min")
-    values["slower"] = worst < NOISE
-    panels = {"row": "family", "sharey": False, "height": 1 + values["case"].nunique() / 4}
+    values["case"] = (values["family"] + " ").replace("PReLU ", "") + values["case"]
+    values["slower"] = values.groupby("case")["x eager"].transform("min") < NOISE
     bars = {"hue": "slower", "palette": {False: "#0072B2", True: "#D55E00"}, "dodge": False}
     bars |= {"kind": "bar", "estimator": "min", "errorbar": None, "legend": False}
-    grid = sns.catplot(values, x="x eager", y="case", **bars, **panels)
+    height = 1 + values["case"].nunique() / 4
+    grid = sns.catplot(values, x="x eager", y="case", **bars, height=height, aspect=8 / height)
     grid.map_dataframe(sns.stripplot, x="x eager", y="case", color="0.4", size=3, jitter=False)
-    return grid.refline(x=1).set_titles("{row_name}").set_axis_labels("times as fast", "")
+    return grid.refline(x=1).set_axis_labels("times as fast", "")

@@ -18,22 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from benchmarks import program
 from benchmarks.cases import Case
-from benchmarks.program import (
-    Deadline,
-    Minutes,
-    ResultsFolder,
-    TimeUpError,
-    find_obstacle,
-    make_table,
-    number,
-    open_console,
-    progress_bars,
-    refuse_wrong,
-)
+from benchmarks.program import Deadline, Minutes, ResultsFolder, refuse_wrong
 from benchmarks.providers import OURS, PROVIDERS
 from benchmarks.results import describe_run, open_results
-from benchmarks.timing import ROUNDS, Call, Device, Gpu, Measurement, count_sets, measure, summary
+from benchmarks.timing import ROUNDS, Call, Gpu, count_sets, measure, summary
 from prelu_gpu.rules import Rules, rules_for, using_rules
 
 SWEEPS = 2
@@ -62,7 +52,7 @@ def main(minutes: Minutes = 7.0, results: ResultsFolder = None) -> None:
     Nothing is changed: a person edits prelu_gpu/rules.py. With --results every timing is written
     into <gpu>-tune.csv.
     """
-    console, obstacle = open_console(), find_obstacle()
+    console, obstacle = program.open_console(), program.find_obstacle()
     if obstacle:
         console.print(f"Nothing is timed: {obstacle}", soft_wrap=True)
         return
@@ -75,7 +65,7 @@ def main(minutes: Minutes = 7.0, results: ResultsFolder = None) -> None:
     torch.manual_seed(0)
     with gpu.stream():
         searches = [
-            Search(gpu, *row, fields(count, row[1]), VIEWS, record, deadline) for row in ROWS
+            Search(gpu, row, fields(count, row[1]), VIEWS, record, deadline) for row in ROWS
         ]
         sweep(searches, console)
     if file:
@@ -84,17 +74,14 @@ def main(minutes: Minutes = 7.0, results: ResultsFolder = None) -> None:
 
 def sweep(searches: Sequence["Search"], console: Console) -> None:
     """Takes all searches a field further, and again, until they end or the time is up."""
-    with progress_bars(console) as progress, contextlib.suppress(TimeUpError, KeyboardInterrupt):
-        # They end in turn: all of them begin, whatever the time.
-        for _ in progress.track(
-            itertools.zip_longest(*(search.run() for search in searches)),
-            total=SWEEPS * 10,
-            description="sweeping",
-        ):
-            pass
-    table = make_table(
+    steps = itertools.zip_longest(*(search.run() for search in searches))
+    with contextlib.suppress(program.TimeUpError, KeyboardInterrupt):
+        for number, _ in enumerate(steps, start=1):
+            proposals = (f"{search.title} {overall(search.gains):.3f}x" for search in searches)
+            console.print(f"step {number}: {', '.join(proposals)}", highlight=False)
+    table = program.make_table(
         ["row", "proposed"],
-        ["gain", *(case.name for case in VIEWS)],
+        ["gain", *searches[0].gains],
         title="Gain of the proposed rows, and its interquartile range; sizes in bytes",
     )
     for search in searches:
@@ -180,9 +167,8 @@ class Search:
 
     Args:
         device: where the variants run.
-        itemsize: of the row's elements.
-        backward: whether it is the row of the backward.
-        swept: the values to try, by path.
+        row: bytes of an element, and whether it is the row of the backward.
+        swept: the values to try, by path in Rules.
         views: cases that rules tell apart.
         record: called with every timing.
         deadline: the end of the time.
@@ -191,24 +177,23 @@ class Search:
 
     def __init__(
         self,
-        device: Device,
-        itemsize: int,
-        backward: bool,
+        device: Gpu,
+        row: tuple[int, bool],
         swept: Mapping[str, Sequence[Any]],
         views: Sequence[Case],
         record: Callable[[Timing], object],
         deadline: Deadline,
         rounds: int = ROUNDS,
     ) -> None:
-        dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-        self.op = "backward" if backward else "forward"
+        self._device, self._row, self._swept = device, row, swept
+        self._record, self._deadline, self._rounds = record, deadline, rounds
         self._table = {row: rules_for(device.device, *row) for row in ROWS}
-        self.present = self.best = self._table[itemsize, backward]
+        self.op = "backward" if row[1] else "forward"
+        self.present = self.best = self._table[row]
         self.gains: Gains = {case.name: Gain() for case in views}
         """Of the best row so far."""
-        self._device, self._row, self._swept = device, (itemsize, backward), swept
+        dtype = {2: torch.bfloat16, 4: torch.float32}[row[0]]
         self._views = [dataclasses.replace(case, dtype=dtype) for case in views]
-        self._record, self._deadline, self._rounds = record, deadline, rounds
         self._known: dict[tuple[str, str], Gain | None] = {}
         """By view and plan: a plan is timed once, whichever rules lead to it."""
 
@@ -228,75 +213,67 @@ class Search:
             others = [value for value in values if value != attrgetter(path)(self.best)]
             variants = [replaced(self.best, path, value) for value in others]
             for variant, gains in zip(variants, self._evaluate(variants), strict=True):
-                if gains and beats(gains, self.gains) and overall(gains) > overall(self.gains):
+                if gains and beats(gains, self.gains):
                     self.best, self.gains = variant, gains
             yield
 
     def changes(self, variant: Rules) -> str:
         """The fields of a variant that are not as they are."""
-        values = (
-            (path, attrgetter(path)(self.present), attrgetter(path)(variant))
+        values = {
+            path: (attrgetter(path)(self.present), attrgetter(path)(variant))
             for path in self._swept
-        )
-        return ", ".join(f"{path} {old:g} -> {new:g}" for path, old, new in values if old != new)
+        }
+        return ", ".join(f"{path} {a:g} -> {b:g}" for path, (a, b) in values.items() if a != b)
 
     def _evaluate(self, variants: Sequence[Rules]) -> list[Gains | None]:
         """The gains of each variant on all views; None where one of them is not right."""
         gains: dict[Rules, dict[str, Gain]] = {variant: {} for variant in variants}
         for case in self._views:
-            plans = {v: (case.name, repr(case.plan(self.op, v))) for v in gains}
-            present = case.name, repr(case.plan(self.op, self.present))
-            self._known.setdefault(present, Gain())
-            new = {plan: v for v, plan in plans.items() if plan not in self._known}
+            self._known.setdefault(self._plan(case, self.present), Gain())
+            new = {self._plan(case, variant): variant for variant in gains}
+            new = {plan: variant for plan, variant in new.items() if plan not in self._known}
             if new:
                 with self._deadline.piece():
-                    self._known |= zip(new, self._time(case, list(new.values())), strict=True)
-            for variant, plan in plans.items():
-                gain = self._known[plan]
+                    timed = self._time(case, list(new.values()))
+                self._known |= {plan: timed.get(variant) for plan, variant in new.items()}
+            for variant in list(gains):
+                gain = self._known[self._plan(case, variant)]
                 if gain is None:
                     del gains[variant]
                 else:
                     gains[variant][case.name] = gain
         return [gains.get(variant) for variant in variants]
 
-    def _time(self, case: Case, variants: Sequence[Rules]) -> list[Gain | None]:
-        """Checks variants and times the right ones, in turn with the row as it is."""
-        mistakes = {v: "; ".join(self._mistakes(case, v)) for v in (self.present, *variants)}
+    def _plan(self, case: Case, variant: Rules) -> tuple[str, str]:
+        return case.name, repr(case.plan(self.op, variant))
+
+    def _time(self, case: Case, variants: Sequence[Rules]) -> dict[Rules, Gain]:
+        """Checks variants, and times the right ones in turn with the row as it is."""
+        mistakes: dict[Rules, str] = {}
+        for variant in (self.present, *variants):
+            with self._using(variant):
+                mistakes[variant] = "; ".join(case.mistakes(self._device.device))
         if mistakes[self.present]:
             refuse_wrong([f"{case.name}, {self.op}: {mistakes[self.present]}"])
         right = [variant for variant, mistake in mistakes.items() if not mistake]
-        sets = [
-            case.inputs(self._device.device) for _ in range(count_sets(self._device, case.nbytes))
-        ]
+        numbers = range(count_sets(self._device, case.nbytes))
+        sets = [case.inputs(self._device.device) for _ in numbers]
         call = PROVIDERS[OURS](case, self.op, sets)
-        calls = {str(n): partial(self._varied, variant, call) for n, variant in enumerate(right)}
-        measured = dict(
-            zip(
-                right,
-                measure(self._device, calls, len(sets), rounds=self._rounds).values(),
-                strict=True,
-            )
-        )
-        gains = {v: gain_over(measured[self.present], one) for v, one in measured.items()}
+        calls = {str(v): partial(self._varied, v, call) for v in right}
+        measured = measure(self._device, calls, len(sets), rounds=self._rounds)
+        gains = {}
         for variant, mistake in mistakes.items():
-            one, gain = measured.get(variant), gains.get(variant)
-            timing = Timing(
-                itemsize=self._row[0],
-                op=self.op,
-                view=case.name,
-                variant=self.changes(variant) or "as it is",
-                device_us=one and one.device_us and round(one.device_us, 3),
-                iqr_us=one and round(one.spread_us, 3),
-                gain=gain and round(gain.factor, 4),
-                gain_iqr=gain and round(gain.spread, 4),
-                mistake=mistake,
-            )
-            self._record(timing)
-        return [gains.get(variant) for variant in variants]
-
-    def _mistakes(self, case: Case, variant: Rules) -> list[str]:
-        with self._using(variant):
-            return case.mistakes(self._device.device)
+            device_us = iqr_us = None
+            if not mistake:
+                one, present = measured[str(variant)], measured[str(self.present)]
+                device_us, iqr_us = one.device_us, one.spread_us
+                pairs = zip(present.device_samples, one.device_samples, strict=True)
+                ratios = summary([before / after for before, after in pairs])
+                gains[variant] = Gain(round(ratios.median, 4), round(ratios.iqr, 4))
+            changes = self.changes(variant) or "as it is"
+            times = (device_us, iqr_us, *gains.get(variant, (None, None)))
+            self._record(Timing(self._row[0], self.op, case.name, changes, *times, mistake))
+        return gains
 
     def _varied(self, variant: Rules, call: Call) -> Call:
         def varied(number: int) -> object:
@@ -307,6 +284,5 @@ class Search:
 
     def _using(self, variant: Rules) -> contextlib.AbstractContextManager[None]:
         """Makes the library plan this row's launches by other rules."""
-
         table = {**self._table, self._row: variant}
         return using_rules(lambda device, itemsize, backward: table[itemsize, backward])
