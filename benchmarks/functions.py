@@ -1,18 +1,14 @@
 """Draws PReLU and Leaky ReLU with their gradients, and max(x, 2x), which is not PReLU.
 
-    python -m benchmarks.functions             writes out/functions.png
-    python -m benchmarks.functions --out DIR   writes DIR/functions.png
-
 Every curve is an output of prelu_gpu, or what autograd made of it.
 """
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+import typer
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,18 +17,7 @@ from torch import Tensor
 from prelu_gpu import leaky_relu, prelu
 
 X = torch.arange(-200, 201) / 100  # 0 is one of them
-LEFT, RIGHT = X < 0, X > 0
 INK, GREY = "#222222", "#666666"
-
-
-def slope(a: float) -> Callable[[Tensor], Tensor]:
-    """PReLU with the slope a."""
-    return lambda x: prelu(x, torch.tensor(a))
-
-
-def larger(x: Tensor) -> Tensor:
-    """What PReLU with the slope 2 is not."""
-    return torch.maximum(x, 2 * x)
 
 
 class Curve(NamedTuple):
@@ -43,7 +28,12 @@ class Curve(NamedTuple):
     function: Callable[[Tensor], Tensor]
     at: tuple[float, float]
     gradient_at: tuple[float, float]
-    dashed: bool = False
+    style: str = "-"
+
+
+def slope(a: float) -> Callable[[Tensor], Tensor]:
+    """PReLU with the slope a."""
+    return lambda x: prelu(x, torch.tensor(a))
 
 
 CURVES = (
@@ -51,30 +41,26 @@ CURVES = (
     Curve("Leaky ReLU, a = 0.01", "#0072B2", leaky_relu, (-1.95, 0.06), (-1.95, -0.16)),
     Curve("PReLU, a = 0.25", "#D55E00", slope(0.25), (-1.95, -0.7), (-1.95, 0.32)),
     Curve("PReLU, a = 2", "#117733", slope(2.0), (-0.84, -1.9), (-1.95, 2.07)),
-    Curve("max(x, 2x)", GREY, larger, (-0.13, 1.9), (0.75, 2.07), dashed=True),
+    Curve("max(x, 2x)", GREY, lambda x: torch.maximum(x, 2 * x), (-0.13, 1.9), (0.75, 2.07), "--"),
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.functions", description="Draw the functions and their gradients."
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path("out"),
-        help="folder for functions.png (default: out)",
-    )
-    picture = parser.parse_args(arguments).out / "functions.png"
+def main(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for functions.png.")] = Path(
+        "out"
+    ),
+) -> None:
+    """Draws PReLU, Leaky ReLU, their gradients, and max(x, 2x), which is not PReLU."""
+    picture = out / "functions.png"
     try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         draw().savefig(picture, dpi=100)
     except OSError as error:
-        parser.error(f"{picture} cannot be written ({error.strerror}); give another --out")
-    print(f"Picture: {picture}")
-    return 0
+        raise typer.BadParameter(
+            f"{picture} cannot be written ({error.strerror}); give another folder",
+            param_hint="--out",
+        ) from None
+    typer.echo(f"Picture: {picture}")
 
 
 @rc_context({"font.size": 13, "xtick.major.pad": 9, "ytick.major.pad": 7})
@@ -85,19 +71,22 @@ def draw() -> Figure:
     functions, gradients = figure.subplots(1, 2)
     prepare(functions, "PReLU(x) = x where x > 0, else a · x")
     prepare(gradients, "Their gradients by x, and by a (dotted)")
-
     for curve in CURVES:
-        y, grad = values(curve.function)
-        plot(functions, y, curve, curve.at)
+        x = X.clone().requires_grad_()
+        y = curve.function(x)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        plot(functions, y.detach(), curve, curve.at)
         plot(gradients, grad, curve, curve.gradient_at)
         at_zero = {"color": curve.color, "markersize": 8, "zorder": 3, "label": curve.label}
         gradients.plot(X[X == 0], grad[X == 0], "o", **at_zero)
+    # At each x a channel with a slope of its own.
+    slopes = torch.full_like(X, 0.25, requires_grad=True)
+    (by_a,) = torch.autograd.grad(prelu(X.unsqueeze(0), slopes).sum(), slopes)
+    gradients.plot(X, by_a, ":", color=INK, linewidth=2.5, label="by a")
     functions.text(0.98, 0.72, "x, for every a", color=INK)
     gradients.text(0.75, 1.07, "1, for every a", color=INK)
     gradients.text(0.1, 1.45, "at x = 0: 1.5", color=GREY)
     gradients.text(0.1, 0.2, "at x = 0: a", color=INK)
-
-    gradients.plot(X, slope_gradient(), ":", color=INK, linewidth=2.5, label="by a")
     gradients.text(-1.2, -1.45, "by a: x where x ≤ 0, else 0", color=INK)
     return figure
 
@@ -105,9 +94,8 @@ def draw() -> Figure:
 def prepare(axes: Axes, title: str) -> None:
     """Gives a panel its title and a grid in place of a frame."""
     axes.set_title(title, fontsize=16, pad=14)
-    axes.set(
-        xlim=(-2, 2), ylim=(-2, 2.25), xticks=range(-2, 3), yticks=range(-2, 3), aspect="equal"
-    )
+    ticks = range(-2, 3)
+    axes.set(xlim=(-2, 2), ylim=(-2, 2.25), xticks=ticks, yticks=ticks, aspect="equal")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=GREY)
     axes.grid(color="#e6e6e6")
@@ -116,27 +104,8 @@ def prepare(axes: Axes, title: str) -> None:
 
 def plot(axes: Axes, heights: Tensor, curve: Curve, at: tuple[float, float]) -> None:
     """Draws either side of 0; the right one is the same for every slope."""
-    right = curve.color if curve.dashed else INK
-    style = "--" if curve.dashed else "-"
-    for side, color in ((LEFT, curve.color), (RIGHT, right)):
-        axes.plot(X[side], heights[side], style, color=color, linewidth=2.5, label=curve.label)
+    right = INK if curve.style == "-" else curve.color
+    for side, color in ((X < 0, curve.color), (X > 0, right)):
+        line = {"color": color, "linewidth": 2.5, "label": curve.label}
+        axes.plot(X[side], heights[side], curve.style, **line)
     axes.text(*at, curve.label, color=curve.color)
-
-
-def values(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The function at X, and its derivative there."""
-    x = X.clone().requires_grad_()
-    y = function(x)
-    (grad,) = torch.autograd.grad(y.sum(), x)
-    return y.detach(), grad
-
-
-def slope_gradient() -> Tensor:
-    """The derivative by the slope at X: each of them is a channel with its own slope."""
-    slopes = torch.full_like(X, 0.25, requires_grad=True)
-    (grad,) = torch.autograd.grad(prelu(X.unsqueeze(0), slopes).sum(), slopes)
-    return grad
-
-
-if __name__ == "__main__":
-    sys.exit(main())

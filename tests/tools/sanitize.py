@@ -1,20 +1,17 @@
 """Every kind of kernel on small tensors: what compute-sanitizer watches.
 
-Tensors are as large as their memory where PYTORCH_NO_CUDA_MEMORY_CACHING=1 is set: an access beside
-one is seen. The results are checked too.
+Tensors are as large as their memory where PYTORCH_NO_CUDA_MEMORY_CACHING=1 is set, so that an
+access beside one is seen. The results are checked too.
 """
 
-import dataclasses
 import itertools
-from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from prelu_gpu import eager, functional, launch, leaky_relu, prelu
-from prelu_gpu.plan import Kind, Rules, gpu_rules
+from prelu_gpu import kernel_threshold, leaky_relu, prelu, reference
+from prelu_gpu.rules import Kind, Rules, gpu_rules, using_rules
 
 CASES = {
     "flat": ((4099,), 1, Kind.FLAT),
@@ -27,32 +24,35 @@ CASES = {
 }
 """Shape, slopes and the kind of tile; fewer slopes than channels: the input is a slice."""
 DTYPES = torch.float32, torch.bfloat16
-REDUCTIONS = {"last program": {}, "second launch": {"finish": 0}, "atomic": {"atomic": True}}
+REDUCTIONS: dict[str, dict[str, Any]] = {
+    "last program": {},
+    "second launch": {"finish": 0},
+    "atomic": {"atomic": True},
+}
+SLOPE = 0.25
 
 
 def check(case: str, dtype: torch.dtype, reduction: str, device: torch.device) -> None:
-    """Runs a forward and a backward, and compares them with PyTorch's operators in float64."""
-    slopes = CASES[case][1]
+    """Runs a forward and a backward of PReLU, and compares them with the reference."""
     x, grad_y = tensors(case, dtype, device)
-    weight = torch.ones(slopes, dtype=torch.float32, device=device).div_(4).requires_grad_()
-    with tiles(case, **REDUCTIONS[reduction]):
+    weight = torch.full((CASES[case][1],), SLOPE, device=device, requires_grad=True)
+    with using_rules(rules(case, **REDUCTIONS[reduction])):
         y = prelu(x, weight)
         results = y, *torch.autograd.grad(y, (x, weight), grad_y)
-    exact = eager.prelu(x.double(), weight.double(), None if slopes == 1 else 1)
-    compare(results, exact, (x, weight), grad_y, f"{case}, {dtype}, {reduction}")
+    compare(results, x, weight, grad_y, f"{case}, {dtype}, {reduction}")
 
 
 def check_leaky_relu(case: str, dtype: torch.dtype, inplace: bool, device: torch.device) -> None:
     """The same of Leaky ReLU; in place, of a dense copy of x."""
     x, grad_y = tensors(case, dtype, device)
-    with tiles(case):
-        y = leaky_relu(x * 1 if inplace else x, 0.25, inplace)
+    with using_rules(rules(case)):
+        y = leaky_relu(x * 1 if inplace else x, SLOPE, inplace)
         results = y, *torch.autograd.grad(y, (x,), grad_y)
-    exact = eager.leaky_relu(x.double(), 0.25, False)
-    compare(results, exact, (x,), grad_y, f"{case}, {dtype}, Leaky ReLU, in place: {inplace}")
+    weight = torch.full((1,), SLOPE, device=device)
+    compare(results, x, weight, grad_y, f"{case}, {dtype}, Leaky ReLU, in place: {inplace}")
 
 
-def tensors(case: str, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def tensors(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The input and the output gradient of a case.
 
     Whole numbers: with slopes of 1/4, exact in either dtype, and in any order of summation.
@@ -61,32 +61,26 @@ def tensors(case: str, dtype: torch.dtype, device: torch.device) -> list[Tensor]
     x, grad_y = (torch.randint(-2, 3, shape, device=device).to(dtype) for _ in range(2))
     if slopes > 1:
         x, grad_y = x[:, :slopes], grad_y[:, :slopes]
-    return [x.requires_grad_(), grad_y]
+    return x.requires_grad_(), grad_y
 
 
-def tiles(case: str, **changes: Any) -> AbstractContextManager[object]:
-    """Launches with the case's kind of tile, of one multiprocessor.
+def rules(case: str, **changes: Any) -> Any:
+    """The rule table of one multiprocessor, whose programs walk and split small tensors."""
 
-    Its programs walk and split tensors that are small.
-    """
+    def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
+        return gpu_rules(1, itemsize, backward)._replace(kind=CASES[case][2], **changes)
 
-    def rules(device: torch.device, itemsize: int, backward: bool) -> Rules:
-        return dataclasses.replace(gpu_rules(1, itemsize, backward), kind=CASES[case][2], **changes)
-
-    return mock.patch.object(launch, "rules", rules)
+    return table
 
 
 def compare(
-    results: tuple[Tensor, ...],
-    exact: Tensor,
-    leaves: tuple[Tensor, ...],
-    grad_y: Tensor,
-    what: str,
+    results: tuple[Tensor, ...], x: Tensor, weight: Tensor, grad_y: Tensor, what: str
 ) -> None:
-    """Compares an output and its gradients with those of `exact`, bit for bit."""
-    expected = exact, *torch.autograd.grad(exact, leaves, grad_y.double())
-    for actual, correct in zip(results, expected, strict=True):
-        assert torch.equal(actual.double(), correct.double()), what
+    """Compares an output and its gradients with the reference in float64, bit for bit."""
+    grad_y, x, weight = (t.detach().double() for t in (grad_y, x, weight))
+    exact = reference.prelu(x, weight), *reference.prelu_backward(grad_y, x, weight)
+    for actual, correct in zip(results, exact, strict=False):
+        assert torch.equal(actual.double(), correct), what
 
 
 def main() -> None:
@@ -94,11 +88,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choices = list(itertools.product(CASES, DTYPES, REDUCTIONS))
     leaky_choices = list(itertools.product(CASES, DTYPES, (False, True)))
-    with mock.patch.object(functional, "EAGER_BELOW", 0):
+    with kernel_threshold(0):
         for choice in choices:
             check(*choice, device)
-        for choice in leaky_choices:
-            check_leaky_relu(*choice, device)
+        for leaky_choice in leaky_choices:
+            check_leaky_relu(*leaky_choice, device)
     count = len(choices) + len(leaky_choices)
     print(f"{count} forwards and backwards are right on {device}")
 

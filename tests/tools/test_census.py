@@ -19,6 +19,7 @@ pytest.importorskip("hypothesis")
 if sys.platform != "linux":
     pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
 
+import calls
 import census
 from hypothesis import given
 from test_property import leaky_relu_cases, prelu_cases
@@ -83,10 +84,10 @@ def known():
     """The kernels of the census, by their compile-time branches."""
     variants = set()
 
-    def note(entrance, call, inputs, outputs):
-        variants.add(census.variant(call, (*inputs, *outputs)))
+    def note(entrance, call, values):
+        variants.add(census.variant(call, values))
 
-    census.drive(note, "sm_90", census.memories(census.Detail.SETS))
+    calls.call_all(note, "sm_90", census.memories(census.Detail.SETS))
     return {(one.kernel, one.choices) for one in variants}
 
 
@@ -94,10 +95,10 @@ def missing(known, call):
     """Kernels that a call launches and the census has not."""
     variants = []
 
-    def note(call, inputs, outputs):
-        variants.append(census.variant(call, (*inputs, *outputs)))
+    def note(call, values):
+        variants.append(census.variant(call, values))
 
-    with census.launches_are(note):
+    with calls.launches_go_to(note):
         call()
     return [str(one) for one in variants if (one.kernel, one.choices) not in known]
 

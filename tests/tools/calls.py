@@ -1,0 +1,274 @@
+"""Public calls on tensors of every kind of memory: whatever the library may launch.
+
+They are made on the CPU, on tensors that hold no values, as if it were a GPU, and every launch is
+given to a function.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prelu_gpu
+from benchmarks.machine_code import GPUS
+from prelu_gpu import backend, kernel_threshold, leaky_relu, prelu
+from prelu_gpu.rules import Rules, gpu_rules, using_rules
+from prelu_gpu.run import Call, Values, intercepting
+
+PAIRS = (
+    *((dtype, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+)
+"""Dtypes of x and of the slopes."""
+
+NEEDS = ((True, True), (True, False), (False, True))
+"""Whether x and the slopes require grad."""
+
+RULES: tuple[Callable[[Rules], Rules], ...] = (
+    lambda row: row,
+    # The slope gradient by a second launch, and by atomic sums; both is a rule's choice.
+    lambda row: row._replace(finish=0),
+    lambda row: row._replace(atomic=True),
+    # As `benchmarks tune` may propose.
+    lambda row: row._replace(column=row.column._replace(rows=1)),
+)
+"""The rule table's row, and what else may stand there."""
+
+DENSE = (
+    *((1,), (7,), (4096,), (5003,), (1, 1, 1), (64, 1, 5)),
+    # Planes of one sample, of few tiles and of many, and off the vector grid.
+    *((1, 16, 4096), (2, 3, 8192), (3, 2, 17408), (2, 3, 40001)),
+    # Columns, few and many, with whole rows after folding and without.
+    *((301, 90), (1, 512), (16, 4096), (40, 3), (4099, 16), (20, 512, 7, 7), (3, 5, 7, 7)),
+)
+SPECIAL = tuple(itertools.product((1, 3, 16), (1, 3, 16), (1, 3, 16, 8192, 8200, 40001)))
+"""Sizes of 1, that 16 divides, and that it does not, in every place."""
+
+CHANNELS_LAST = ((4, 64, 14, 14), (4, 3, 37, 37), (2, 90, 5, 5))
+SLICED = (
+    *((6, 16, 64, 64), (6, 16, 50, 43), (6, 16, 5, 7), (40, 6, 40003), (4, 6, 40001)),
+    *((300, 128), (300, 90), (9, 3000)),
+)
+"""Shapes of which half of the channels is taken."""
+
+CUT = (
+    *(((40, 704), 513), ((6, 1, 7), 3), ((9, 3, 40016), 40001)),
+    # Gaps of one vector, and columns of one.
+    *(((4, 16, 8196), 8192), ((4, 16, 8200), 8192), ((4, 16, 8194), 8192), ((5, 18), 2)),
+)
+"""Shapes and what is kept of the last dimension."""
+
+
+class Tensors(NamedTuple):
+    """What a call is made of."""
+
+    x: Tensor
+    weight: Tensor
+    grad_y: Tensor
+    dim: int = 1
+
+
+class Memory:
+    """Makes tensors that hold no values.
+
+    Args:
+        pair: dtypes of x and of the slopes.
+        offsets: elements by which x, the slopes and the gradient lie off the grid of 16 bytes.
+    """
+
+    def __init__(
+        self, pair: tuple[torch.dtype, torch.dtype], offsets: tuple[int, ...] = (0, 0, 0)
+    ) -> None:
+        self.x, self.weight, self.grad_y = (
+            functools.partial(self._tensor, dtype, offset)
+            for dtype, offset in zip((*pair, pair[0]), offsets, strict=True)
+        )
+
+    @staticmethod
+    def _tensor(dtype: torch.dtype, offset: int, *shape: int) -> Tensor:
+        return torch.empty(math.prod(shape) + offset, dtype=dtype)[offset:].view(shape)
+
+    def gradients(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """A dense one, and those that `sum` makes: one number, and one for each row."""
+        yield self.grad_y(*shape)
+        yield self.grad_y(*[1] * len(shape)).expand(shape)
+        yield self.grad_y(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
+
+    def all(self, dense: tuple[tuple[int, ...], ...] = DENSE) -> Iterator[Tensors]:
+        """Tensors of every kind of memory."""
+        for shape in dense:
+            for slopes, grad_y in itertools.product({1, *shape[1:2]}, self.gradients(shape)):
+                yield Tensors(self.x(*shape), self.weight(slopes), grad_y)
+            if len(shape) > 1:
+                yield Tensors(self.x(*shape), self.weight(shape[-1]), self.grad_y(*shape), -1)
+        for shape in CHANNELS_LAST:
+            x, grad_y = (
+                make(*shape).to(memory_format=torch.channels_last) for make in (self.x, self.grad_y)
+            )
+            yield Tensors(x, self.weight(shape[1]), grad_y)
+            yield Tensors(x, self.weight(shape[1]), self.grad_y(*shape))
+        for whole in SLICED:
+            half = whole[1] // 2
+            yield from self._parts(whole, (slice(None), slice(half)))
+        for whole, kept in CUT:
+            yield from self._parts(whole, (..., slice(kept)))
+        # What only a copy can read.
+        yield Tensors(self.x(20, 12, 80)[..., ::2], self.weight(12), self.grad_y(20, 12, 40))
+
+    def _parts(self, whole: tuple[int, ...], part: Any) -> Iterator[Tensors]:
+        x, grad_y = self.x(*whole)[part], self.grad_y(*whole)[part]
+        shape = tuple(x.shape)
+        for slopes in {1, shape[1]}:
+            for gradient in (grad_y, *self.gradients(shape)):
+                yield Tensors(x, self.weight(slopes), gradient)
+            yield Tensors(self.x(*shape), self.weight(slopes), grad_y)
+
+
+Function = Callable[[Tensor, nn.Parameter, int], Tensor]
+"""Y of x, slopes and dim."""
+
+
+def with_slopes(module: nn.Module, weight: nn.Parameter) -> nn.Module:
+    """A module with other slopes."""
+    module.weight = weight
+    return module
+
+
+def along(x: Tensor, weight: Tensor, dim: int) -> list[int]:
+    """The shape of slopes that broadcast over x."""
+    varying = dim % x.dim() if weight.numel() > 1 else None
+    return [weight.numel() if d == varying else 1 for d in range(x.dim())]
+
+
+def broadcast(x: Tensor, weight: nn.Parameter, dim: int) -> Tensor:
+    """prelu with slopes of x's rank."""
+    return prelu(x, weight.view(along(x, weight, dim)))
+
+
+def shared_axes(x: Tensor, weight: nn.Parameter, dim: int) -> Tensor:
+    """Keras's layer."""
+    sizes = along(x, weight, dim)[1:]
+    module = prelu_gpu.SharedAxesPReLU(sizes)
+    slopes = nn.Parameter(weight.detach().view(sizes), weight.requires_grad)
+    return with_slopes(module, slopes)(x)
+
+
+@prelu_gpu.enabled("cpu")
+def enabled(function: Function, given: Tensors, needs: tuple[bool, bool]) -> None:
+    """A function of PyTorch, and its backward."""
+    step(function, given, needs)
+
+
+def step(function: Function, given: Tensors, needs: tuple[bool, bool]) -> None:
+    """A forward and a backward."""
+    x, weight = given.x.detach().requires_grad_(needs[0]), nn.Parameter(given.weight, needs[1])
+    y = function(x, weight, given.dim)
+    if y.requires_grad:
+        y.backward(given.grad_y)
+
+
+def operators(given: Tensors, needs: tuple[bool, bool]) -> None:
+    """The library's operators."""
+    x, weight, grad_y, dim = given
+    channel_dim = None if weight.numel() == 1 else dim % x.dim()
+    ops = torch.ops.prelu_gpu
+    ops.prelu(x, weight, channel_dim)
+    ops.prelu_backward(grad_y, x, weight, channel_dim, needs)
+    ops.leaky_relu(x, 0.1)
+    ops.leaky_relu_backward(grad_y, x, 0.1)
+
+
+ENTRANCES: dict[str, Callable[[Tensors, tuple[bool, bool]], None]] = {
+    "prelu": functools.partial(step, lambda x, weight, dim: prelu(x, weight, dim=dim)),
+    "prelu, slopes of x's rank": functools.partial(step, broadcast),
+    "PReLU": functools.partial(
+        step, lambda x, weight, dim: with_slopes(prelu_gpu.PReLU(dim=dim), weight)(x)
+    ),
+    "SharedAxesPReLU": functools.partial(step, shared_axes),
+    "accelerate": functools.partial(
+        step, lambda x, weight, _: with_slopes(prelu_gpu.accelerate(nn.PReLU()), weight)(x)
+    ),
+    "torch.ops.prelu_gpu": operators,
+    "leaky_relu": functools.partial(step, lambda x, *_: leaky_relu(x, 0.1)),
+    "leaky_relu of -0.0": functools.partial(step, lambda x, *_: leaky_relu(x, -0.0)),
+    "leaky_relu in place": functools.partial(step, lambda x, *_: leaky_relu(x * 1, 0.1, True)),
+    "LeakyReLU": functools.partial(step, lambda x, *_: prelu_gpu.LeakyReLU(0.1)(x)),
+    "LeakyReLU in place": functools.partial(
+        step, lambda x, *_: prelu_gpu.LeakyReLU(0.1, inplace=True)(x * 1)
+    ),
+    "enable, torch.prelu": functools.partial(enabled, lambda x, weight, _: torch.prelu(x, weight)),
+    "enable, torch.nn.PReLU": functools.partial(
+        enabled, lambda x, weight, _: with_slopes(nn.PReLU(), weight)(x)
+    ),
+}
+
+
+def takes(entrance: str, given: Tensors) -> bool:
+    """Whether an entrance takes such tensors."""
+    if entrance in ("SharedAxesPReLU", "prelu, slopes of x's rank"):
+        return given.x.dim() > 1
+    if entrance == "accelerate":
+        return given.dim == 1
+    return not entrance.startswith("enable") or (
+        given.dim == 1 and given.x.dtype == given.weight.dtype
+    )
+
+
+@contextlib.contextmanager
+def launches_go_to(
+    function: Callable[[Call, Values], None],
+    gpu: str = "sm_90",
+    changed: Callable[[Rules], Rules] = RULES[0],
+) -> Iterator[None]:
+    """The library takes CPU tensors for those of a GPU, and a function takes the launches."""
+    properties = GPUS[gpu]
+
+    def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
+        warp_size = int(properties.target.warp_size)
+        return changed(gpu_rules(properties.multiprocessors, itemsize, backward, warp_size))
+
+    with (
+        using_rules(table),
+        intercepting(function),
+        kernel_threshold(0),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(backend, "KERNEL_DEVICES", (*backend.KERNEL_DEVICES, "cpu"))
+        yield
+
+
+def call_all(
+    function: Callable[[str, Call, Values], None],
+    gpu: str,
+    memories: Iterable[Tensors],
+    entrances: Collection[str] = ENTRANCES.keys(),
+) -> set[str]:
+    """Calls every entrance with every tensor, and `prelu` also with all needs and rules.
+
+    The function takes each launch, with the entrance that made it. Gives the entrances that
+    launched something.
+    """
+    reached = set()
+
+    def noted(entrance: str, call: Call, values: Values) -> None:
+        reached.add(entrance)
+        function(entrance, call, values)
+
+    for given in memories:
+        for entrance in entrances:
+            if not takes(entrance, given):
+                continue
+            kinds = (
+                itertools.product(RULES, NEEDS) if entrance == "prelu" else [(RULES[0], NEEDS[0])]
+            )
+            for changed, needs in kinds:
+                with launches_go_to(functools.partial(noted, entrance), gpu, changed):
+                    ENTRANCES[entrance](given, needs)
+    return reached
