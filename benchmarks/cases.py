@@ -29,10 +29,8 @@ times smaller and not counted."""
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
+DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
 NEGATIVE_SLOPE = 0.1
 """Of Leaky ReLU."""
 
@@ -142,24 +140,21 @@ class Case:
 
     def mistakes(self, device: torch.device) -> list[str]:
         """What prelu_gpu gets wrong, or why it fails, in words; empty if nothing."""
-        try:
-            return list(self._compare(self.inputs(device)))
-        except Exception as error:  # whatever a compiler raises
-            return [first_line(error)]
-
-    def _compare(self, inputs: Inputs) -> Iterator[str]:
-        x, weight, grad_y = inputs
+        x, weight, grad_y = inputs = self.inputs(device)
         # The results get this memory, so that an element left unwritten is NaN.
         poison = [torch.full_like(x, math.nan) for _ in range(2)]
         del poison
-        results = {"y": self._activation(x, weight)}
-        gradients = torch.autograd.grad(results["y"], self.differentiated(inputs), grad_y)
-        results |= zip(("grad_x", "grad_weight"), gradients, strict=False)
-        with torch.no_grad():
-            yield from reference.mistakes(grad_y, x, weight, self.dim, **results)
-            results = {"y": self._activation(x, weight)}
-            for mistake in reference.mistakes(grad_y, x, weight, self.dim, **results):
-                yield f"without grad, {mistake}"
+        try:
+            y = self._activation(x, weight)
+            gradients = torch.autograd.grad(y, self.differentiated(inputs), grad_y)
+            results = zip(("grad_x", "grad_weight"), gradients, strict=False)
+            with torch.no_grad():
+                wrong = [*reference.mistakes(grad_y, x, weight, self.dim, y=y, **dict(results))]
+                y = self._activation(x, weight)
+                again = reference.mistakes(grad_y, x, weight, self.dim, y=y)
+                return wrong + [f"without grad, {mistake}" for mistake in again]
+        except Exception as error:  # whatever a compiler raises
+            return [first_line(error)]
 
     def _activation(self, x: Tensor, weight: Tensor) -> Tensor:
         """Y by prelu_gpu; in place, a copy of x that is overwritten."""

@@ -6,8 +6,10 @@ python -m benchmarks report --check    only says whether README agrees; exit sta
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.cases import CURVES, LEAKY, MODELS, PASSES
 from benchmarks.program import fail, make_table, open_console
-from benchmarks.providers import OURS
+from benchmarks.providers import OURS, PROVIDERS
 from benchmarks.results import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,38 +34,33 @@ NOT_MEASURED = (
     "nothing installed."
 )
 EXPLANATION = (
-    "Device time for x of 16 MiB and more, whole-call time below; forward + backward: how many "
-    "times as\nlong PyTorch's module takes, eager and compiled. Extra memory: what the backward "
-    "holds beside the gradients."
+    "Device time for x of 16 MiB and more, whole-call time below; x eager, x compile: how many "
+    "times as long\nPyTorch's module takes, forward and backward together. Extra memory: what the "
+    "backward holds beside the gradients."
 )
 
 MIB = 2**20
 DEVICE_BYTES = 16 * MIB
 """Size of x from which device time counts; below it is the time of the whole call."""
-ROOF_BYTES = 64 * MIB
-"""Size of x from which the copy is the bar."""
 NOISE = 0.97
 """A speed-up that counts as 1."""
 
+RUN = [field.name for field in fields(Run)]
+OPERATION = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "op"]
+NETWORK = ["network", "batch", "layout", "dtype"]
+FIGURES = ["device_us", "call_us", "bytes", "pct_copy", "extra_bytes", "step_us", "peak_bytes"]
 SETTING = ["family", "case", "x", "dtype", "slope_dtype", "nbytes"]
 """What is measured: `x` says it in words, `nbytes` is its size."""
-NETWORK = ["network", "batch", "layout", "dtype"]
-RUN = [field.name for field in fields(Run)]
-CASE = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "op", "provider"]
-FIGURES = ["device_us", "call_us", "bytes", "pct_copy", "extra_bytes", "step_us", "peak_bytes"]
-USED = [(c["case"], c["dtype"], c["slope_dtype"]) for c in (m.setting for m in MODELS + LEAKY)]
+USED = [itemgetter("case", "dtype", "slope_dtype")(case.setting) for case in MODELS + LEAKY]
 """The cases that are taken from models, in the dtypes they are used in."""
+PATHS_HELP = "Files or folders; benchmarks/results if none."
+CHECK_HELP = "Change nothing; status 1 if the README disagrees."
 CURVE_NAMES = {case.name for case in CURVES}
 
 
 def main(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="PATH", help="Files or folders; benchmarks/results if none."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; status 1 if the README disagrees.")
-    ] = False,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help=PATHS_HELP)] = None,
+    check: Annotated[bool, typer.Option("--check", help=CHECK_HELP)] = False,
 ) -> None:
     """Makes README's table of speed and the plots, and lists what is below the bar.
 
@@ -76,8 +73,11 @@ def main(
     try:
         gpus = read(paths or [RESULTS])
         if not paths:
+            between = re.compile(f"(?<={BEGIN}\n).*(?=\n{END})", re.DOTALL)
             old = README.read_text(encoding="utf-8")
-            new = with_block(old, block(gpus))
+            new, count = between.subn(lambda _: block(gpus), old)
+            if not count:
+                fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
             if check and old != new:
                 fail(f"{README}: its table is not what `python -m benchmarks report` makes.")
             if check:
@@ -89,14 +89,11 @@ def main(
     console = open_console()
     for rows in gpus.values():
         print_bar(rows, console)
-    console.print("\n".join(map("Written: {}".format, pictures)) if gpus else NOT_MEASURED)
+    console.print("\n".join(f"Written: {path}" for path in pictures) if gpus else NOT_MEASURED)
 
 
 def read(paths: Sequence[Path]) -> dict[Path, pd.DataFrame]:
-    """The rows of results files by GPU: the folder and <gpu>, what the names of its files begin with.
-
-    Files of `tune` and of quick runs are no results.
-    """
+    """The rows by GPU: its folder and <gpu>, with which the names of its files begin."""
     files = [f for path in paths for f in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
     found: dict[Path, list[pd.DataFrame]] = {}
     # What a file before it holds is not taken from the core run.
@@ -104,9 +101,10 @@ def read(paths: Sequence[Path]) -> dict[Path, pd.DataFrame]:
         if not path.stem.endswith(("-tune", "-quick")):
             stem = path.with_name(path.stem.removesuffix("-core").removesuffix("-training"))
             found.setdefault(stem, []).append(load(path))
-    gpus = {stem: pd.concat(frames) for stem, frames in found.items()}
-    for stem, rows in gpus.items():
-        first = rows.groupby([*CASE[:-1], "network"], dropna=False)["path"].transform("first")
+    gpus = {}
+    for stem, frames in found.items():
+        rows = pd.concat(frames)
+        first = rows.groupby([*OPERATION, "network"], dropna=False)["path"].transform("first")
         gpus[stem] = rows[rows["path"] == first]
     return {stem: rows for stem, rows in gpus.items() if len(rows)}
 
@@ -114,10 +112,11 @@ def read(paths: Sequence[Path]) -> dict[Path, pd.DataFrame]:
 def load(path: Path) -> pd.DataFrame:
     """A file's rows, with what follows from their columns."""
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not any({*RUN, *names} <= {*rows} for names in (CASE, NETWORK)):
+    if not any({*RUN, *names, "provider"} <= {*rows} for names in (OPERATION, NETWORK)):
         advice = "give files that `python -m benchmarks` wrote"
         raise typer.BadParameter(f"{path}: it has other columns; {advice}.")
-    rows = rows.reindex(columns=[*RUN, *CASE, *NETWORK[:2], *FIGURES]).assign(path=path)
+    columns = dict.fromkeys([*RUN, *OPERATION, *NETWORK, "provider", *FIGURES])
+    rows = rows.reindex(columns=list(columns)).assign(path=path)
     rows[FIGURES] = rows[FIGURES].apply(pd.to_numeric, errors="coerce")
     layout = (" " + rows["layout"]).where(rows["layout"] != "contiguous", "")
     slope = (", slope " + rows["slope_dtype"]).where(rows["slope_dtype"] != rows["dtype"], "")
@@ -125,168 +124,141 @@ def load(path: Path) -> pd.DataFrame:
     rows["family"] = np.where(rows["slope"] == "number", "Leaky ReLU", "PReLU")
     rows["nbytes"] = rows["bytes"] / rows["op"].map(PASSES)
     rows["us"] = rows["device_us"].where(rows["nbytes"] >= DEVICE_BYTES, rows["call_us"])
-    rows["curve"] = rows["case"].isin(CURVE_NAMES)
     return rows
 
 
-def pivot(rows: pd.DataFrame, figure: str, op: str, *providers: str) -> pd.DataFrame:
-    """A figure of some providers, by setting."""
-    rows = rows[rows["op"] == op].dropna(subset=figure)
-    table = rows.pivot_table(figure, SETTING, "provider", aggfunc="last", sort=False)
-    return table.reindex(columns=list(providers))
+def pivot(rows: pd.DataFrame, figure: str) -> pd.DataFrame:
+    """A figure by setting, and by operation and provider."""
+    every = pd.MultiIndex.from_product([PASSES, PROVIDERS])
+    known = rows.dropna(subset=["case"])
+    table = known.pivot_table(figure, SETTING, ["op", "provider"], "last", sort=False)
+    settings = pd.MultiIndex.from_frame(known[SETTING].drop_duplicates())
+    return table.reindex(index=settings, columns=every)
 
 
-def steps(rows: pd.DataFrame, other: str) -> pd.DataFrame:
-    """Times of prelu_gpu and of another, forward and backward together, and how they compare."""
-    step, forward, backward = (
-        pivot(rows, "us", op, OURS, other) for op in ("step", "forward", "backward")
-    )
-    both = pd.concat([step.dropna(), (forward + backward).dropna()])
-    both = both[~both.index.duplicated()]
-    return both.assign(figure=both[other] / both[OURS])
+def compare(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the bar is about, by setting; NaN where it is not measured."""
+    us, call_us, pct_copy = (pivot(rows, figure) for figure in ("us", "call_us", "pct_copy"))
+    extra = pivot(rows, "extra_bytes") / MIB
+    found = {f"{op}, % of copy": pct_copy[op, OURS] for op in ("forward", "backward")}
+    for other in ("eager", "compile"):
+        step, passes = us["step"], us["forward"] + us["backward"]
+        found[f"x {other}"] = (step[other] / step[OURS]).fillna(passes[other] / passes[OURS])
+    found["inference, x eager"] = call_us["inference", "eager"] / call_us["inference", OURS]
+    found["extra MiB"], found["eager's"] = extra["backward", OURS], extra["backward", "eager"]
+    return pd.DataFrame(found)
 
 
 class Line(NamedTuple):
-    """One line of the bar: a figure that every setting must reach."""
+    """One line of the bar: figures that must reach it or, where it is a ceiling, keep below it."""
 
     what: str
-    unit: str
-    least: float
-    values: pd.DataFrame
-    """`figure` of each setting, beside the times that it was made of."""
-    sign: int = 1
-    """-1 where the figure must not exceed the bar, rather than reach it."""
+    bar: float
+    figures: "pd.Series[float]"
+    made_of: Sequence[tuple[str, str]] = ()
+    """The operations and providers whose times the figures come from."""
+    ceiling: bool = False
 
     @property
-    def below(self) -> pd.DataFrame:
-        """The settings that miss the bar, worst first."""
-        margin = self.sign * (self.values["figure"] - self.least)
-        return self.values[margin < 0].iloc[margin[margin < 0].argsort()]
+    def below(self) -> "pd.Series[float]":
+        """The figures that miss the bar, worst first."""
+        missed = self.figures > self.bar if self.ceiling else self.figures < self.bar
+        return self.figures[missed].sort_values(ascending=not self.ceiling)
 
     @property
     def cells(self) -> list[str]:
         """The line in words: what, the bar, what was measured, the verdict."""
-        asked = f"at {'least' if self.sign > 0 else 'most'} {self.least:g}{self.unit}"
-        if self.values.empty:
+        asked = f"at {'most' if self.ceiling else 'least'} {self.bar:g}"
+        if self.figures.empty:
             return [self.what, asked, "no rows for this line", "not measured"]
-        worst = self.sign * (self.sign * self.values["figure"]).min()
-        measured = f"{worst:.4g}{self.unit}, the worst of {len(self.values)}"
-        return [
-            self.what,
-            asked,
-            measured,
-            f"{len(self.below)} below" if len(self.below) else "met",
-        ]
+        worst = self.figures.max() if self.ceiling else self.figures.min()
+        verdict = f"{len(self.below)} below" if len(self.below) else "met"
+        return [self.what, asked, f"{worst:.4g}, the worst of {len(self.figures)}", verdict]
 
 
-def bar(all_rows: pd.DataFrame) -> Iterator[Line]:
-    """The bar, and what was measured against it; PyTorch's Leaky ReLU leaves less to gain."""
+def bar(rows: pd.DataFrame) -> Iterator[Line]:
+    """The bar, and what was measured against it; Leaky ReLU is not counted in PReLU's lines."""
+    figures = compare(rows)
+    level = figures.index.get_level_values
     for family in ("PReLU", "Leaky ReLU"):
-        rows = all_rows[all_rows["family"] == family]
-        for op in ("forward", "backward"):
-            values = pivot(rows, "us", op, OURS, "copy")
-            values["figure"] = pivot(rows, "pct_copy", op, OURS)[OURS]
-            large = values.index.get_level_values("nbytes") >= ROOF_BYTES
-            what = f"{family} {op}, x of 64 MiB and more"
-            yield Line(what, "% of the copy", 95, values[large].dropna(subset="figure"))
-        for other, means in (
-            ("eager", {"float32": 1.6, "float16": 2.0, "bfloat16": 2.0}),
-            ("compile", {"float32": 1.3, "float16": 1.3, "bfloat16": 1.3}),
+        ours = level("family") == family
+        for what, least, chosen, op, other in (
+            ("forward, % of copy", 95, level("nbytes") >= 64 * MIB, "forward", "copy"),
+            ("backward, % of copy", 95, level("nbytes") >= 64 * MIB, "backward", "copy"),
+            ("x eager", NOISE, True, "step", "eager"),
+            ("x compile", NOISE, True, "step", "compile"),
+            ("inference, x eager", 0.95, True, "inference", "eager"),
         ):
-            values = steps(rows, other)
-            what = f"{family} forward + backward against {other}"
-            for dtype, least in means.items() if family == "PReLU" else ():
-                yield Line(f"{what}, mean in {dtype}", "x", least, mean(values, dtype))
-            yield Line(f"{what}, every case and size", "x", NOISE, values)
-        calls = pivot(rows, "call_us", "inference", OURS, "eager").dropna()
-        calls["figure"] = calls["eager"] / calls[OURS]
-        yield Line(f"{family} inference against eager, whole call", "x", 0.95, calls)
-        extra = pivot(rows, "extra_bytes", "backward", OURS).dropna() / MIB
-        what = f"{family}: memory of the backward beside the gradients"
-        yield Line(what, " MiB", 1, extra.rename(columns={OURS: "figure"}), sign=-1)
-
-
-def mean(values: pd.DataFrame, dtype: str) -> pd.DataFrame:
-    """The geometric mean of the cases in a dtype as one setting; curves are left out."""
-    chosen = values[values.index.get_level_values("dtype") == dtype]
-    chosen = chosen[~chosen.index.get_level_values("case").isin(CURVE_NAMES)]
-    setting = pd.MultiIndex.from_tuples([("", f"mean of {len(chosen)}", dtype, *SETTING[3:])])
-    return pd.DataFrame({"figure": np.exp(np.log(chosen["figure"]).mean())}, setting).dropna()
+            reached = figures.loc[ours & chosen, what].dropna()
+            yield Line(f"{family} {what}", least, reached, [(op, OURS), (op, other)])
+        extra = figures.loc[ours, "extra MiB"].dropna()
+        yield Line(f"{family} backward, extra MiB", 1, extra, ceiling=True)
+    # PyTorch's Leaky ReLU leaves less to gain.
+    cases = (level("family") == "PReLU") & ~level("case").isin(CURVE_NAMES)
+    for what, dtypes, least in (
+        ("x eager", ["float32"], 1.6),
+        ("x eager", ["float16", "bfloat16"], 2.0),
+        ("x compile", ["float32", "float16", "bfloat16"], 1.3),
+    ):
+        chosen = figures.loc[cases & level("dtype").isin(dtypes), what].dropna()
+        index = pd.MultiIndex.from_tuples([("PReLU", f"mean of {len(chosen)}", *[""] * 4)])
+        mean = pd.Series(np.exp(np.log(chosen).mean()), index).dropna()
+        yield Line(f"PReLU {what}, geometric mean in {', '.join(dtypes)}", least, mean)
 
 
 def print_bar(rows: pd.DataFrame, console: Console) -> None:
-    """Prints the bar, and every row below it."""
-    for source in sources(rows):
-        console.print(source, soft_wrap=True, markup=False)
-    lines = list(bar(rows))
-    table = make_table(["line", "bar", "measured", ""])
+    """Prints the bar, and every row below it with the times that it was made of."""
+    for path, run in sources(rows).items():
+        console.print(f"{path}: {run}", soft_wrap=True, markup=False)
+    lines, device_us, call_us = list(bar(rows)), pivot(rows, "device_us"), pivot(rows, "call_us")
+    table = make_table(["line", "at least, at most", "measured", ""])
     for line in lines:
         table.add_row(*line.cells, style=None if line.cells[-1] == "met" else "red")
     console.print(table)
-    for line in lines:
-        below = make_table(
-            ["case", "x"],
-            [name.replace("figure", line.unit) for name in line.values],
-            title=f"Below the bar: {line.what}",
-        )
-        for setting, row in line.below.iterrows():
-            below.add_row(*setting[1:3], *(f"{figure:.4g}" for figure in row))
-        if below.row_count:
-            console.print(below)
+    for line in (line for line in lines if len(line.below)):
+        columns = [f"{provider} {us}" for _, provider in line.made_of for us in ("us", "call us")]
+        below = make_table(["case", "x"], ["", *columns], title=f"Below the bar: {line.what}")
+        for setting, figure in line.below.items():
+            times = [t.loc[setting, of] for of in line.made_of for t in (device_us, call_us)]
+            below.add_row(*setting[1:3], *(f"{number:.4g}" for number in (figure, *times)))
+        console.print(below)
 
 
-def sources(rows: pd.DataFrame) -> list[str]:
+def sources(rows: pd.DataFrame) -> dict[Path, Run]:
     """A GPU's files and runs; one that was taken up again has the date of its last part."""
-    return [
-        f"[{path.name}]({link(path)}): {Run(*last)}"
-        for path, last in rows.groupby("path", sort=False)[RUN].last().iterrows()
-    ]
+    last = rows.groupby("path", sort=False)[RUN].last()
+    return {path: Run(*run) for path, run in last.iterrows()}
 
 
-def link(path: Path) -> str:
-    """A path as the README links it."""
+def _link(path: Path) -> str:
     return Path(os.path.relpath(path, README.parent)).as_posix()
-
-
-def with_block(text: str, content: str) -> str:
-    """A README with `content` between the markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
 def block(gpus: Mapping[Path, pd.DataFrame]) -> str:
     """What stands between README's markers."""
     parts = []
     for stem, rows in gpus.items():
-        parts.append("\n".join(f"- {source}" for source in sources(rows)))
+        runs = sources(rows).items()
+        parts.append("\n".join(f"- {run}: [{path.name}]({_link(path)})" for path, run in runs))
         if rows["case"].notna().any():
-            parts += [EXPLANATION, *case_tables(rows)]
-            cells = [line.cells for line in bar(rows)]
-            parts.append(
-                markdown(pd.DataFrame(cells, columns=["all cases", "bar", "measured", ""]))
-            )
-        parts += [f"![{title}]({link(path)})" for path, title in plots(stem, rows)]
+            cells = pd.DataFrame([line.cells for line in bar(rows)])
+            cells.columns = ["all cases", "bar", "measured", ""]
+            parts += [EXPLANATION, *case_tables(rows), markdown(cells)]
+        parts += [f"![{title}]({_link(path)})" for path, title in plots(stem, rows).items()]
         if rows["network"].notna().any():
             parts.append(training_table(rows[rows["network"].notna()]))
     return "\n\n".join(parts) or NOT_MEASURED
 
 
-def case_tables(all_rows: pd.DataFrame) -> Iterator[str]:
+def case_tables(rows: pd.DataFrame) -> Iterator[str]:
     """The cases that are taken from models, PReLU's and Leaky ReLU's apart."""
-    used = pd.MultiIndex.from_frame(all_rows[["case", "dtype", "slope_dtype"]]).isin(USED)
-    for family, rows in all_rows[used].groupby("family", sort=False):
-        table = rows[SETTING].drop_duplicates().set_index(SETTING, drop=False)[["case", "x"]]
-        table = table.rename(columns={"case": str(family)})
-        for op in ("forward", "backward"):
-            table[f"{op}, % of copy"] = pivot(rows, "pct_copy", op, OURS)[OURS].round()
-        for other in ("eager", "compile"):
-            table[f"x {other}"] = steps(rows, other)["figure"].round(2)
-        extra = pivot(rows, "extra_bytes", "backward", OURS, "eager") / MIB
-        table["extra MiB"], table["eager's"] = extra[OURS].round(2), extra["eager"].round()
-        yield markdown(table)
+    figures = compare(rows).reset_index()
+    figures = figures[
+        pd.MultiIndex.from_frame(figures[["case", "dtype", "slope_dtype"]]).isin(USED)
+    ]
+    for family, table in figures.groupby("family", sort=False):
+        table = table.drop(columns=["family", "dtype", "slope_dtype", "nbytes"])
+        yield markdown(table.rename(columns={"case": str(family)}).round(2))
 
 
 def training_table(rows: pd.DataFrame) -> str:
@@ -302,54 +274,46 @@ def markdown(table: pd.DataFrame) -> str:
     return table.astype(object).where(table.notna(), "-").to_markdown(index=False)
 
 
-def plots(stem: Path, rows: pd.DataFrame) -> list[tuple[Path, str]]:
-    """The plots for which there are figures: their files and titles."""
-    curves = "Speed of forward and backward against size, as a percentage of a copy's"
-    speedups = "Forward and backward together, times as fast as PyTorch's module in eager mode"
-    found = {"curves": curves} if rows["curve"].any() else {}
-    if len(without_curves(rows)):
-        found["speedup"] = speedups
-    return [(stem.with_name(f"{stem.name}-{name}.png"), title) for name, title in found.items()]
-
-
-def without_curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Speed-ups against eager of every case except the curves', in all its dtypes."""
-    values = steps(rows[~rows["curve"]], "eager").reset_index()
-    worst = values.groupby(["family", "case"])["figure"].transform("min")
-    return values.assign(slower=worst < NOISE)
+def plots(stem: Path, rows: pd.DataFrame) -> dict[Path, str]:
+    """The titles of the plots for which there are figures, by their files."""
+    curve, titles = rows["case"].isin(CURVE_NAMES), {}
+    if rows.loc[curve, "pct_copy"].notna().any():
+        titles["curves"] = "Speed against size, as a percentage of a copy's"
+    if compare(rows[~curve])["x eager"].notna().any():
+        titles["speedup"] = "Forward and backward, times as fast as PyTorch's module in eager mode"
+    return {stem.with_name(f"{stem.name}-{name}.png"): title for name, title in titles.items()}
 
 
 def draw(stem: Path, rows: pd.DataFrame) -> list[Path]:
     """Draws a GPU's plots; gives their files."""
-    found = plots(stem, rows)
-    for path, title in found:
+    for path, title in plots(stem, rows).items():
         grid = draw_curves(rows) if path.stem.endswith("-curves") else draw_speedups(rows)
-        grid.figure.suptitle("\n".join([title, *sources(rows)]), y=1, va="bottom")
+        runs = dict.fromkeys(map(str, sources(rows).values()))
+        grid.figure.suptitle("\n".join([title, *runs]), y=1, va="bottom")
         grid.savefig(path, dpi=110)
         plt.close(grid.figure)
-    return [path for path, _ in found]
+    return list(plots(stem, rows))
 
 
 def draw_curves(rows: pd.DataFrame) -> sns.FacetGrid:
     """Percentage of the copy by size: a row of panels for each kind of slope and dtype."""
-    rows = rows[rows["curve"] & rows["op"].isin(["forward", "backward"])]
+    rows = rows[rows["case"].isin(CURVE_NAMES) & rows["op"].isin(["forward", "backward"])]
     rows = rows[rows["provider"] != "copy"].assign(MiB=rows["nbytes"] / MIB)
-    rows["kind"] = rows["slope"] + " slope, " + rows["dtype"]
-    grid = sns.relplot(
-        rows, x="MiB", y="pct_copy", hue="provider", row="kind", col="op", kind="line", marker="o",
-        height=2.6, aspect=2,
-    )  # fmt: skip
+    rows["slopes"] = rows["slope"] + " slope, " + rows["dtype"]
+    style = {"hue": "provider", "kind": "line", "marker": "o", "height": 2.6, "aspect": 2}
+    grid = sns.relplot(rows, x="MiB", y="pct_copy", row="slopes", col="op", **style)
     grid.refline(y=100).set(xscale="log", ylim=(0, None)).set_titles("{col_name}, {row_name}")
     return grid.set_axis_labels("size of x, MiB", "% of the copy")
 
 
 def draw_speedups(rows: pd.DataFrame) -> sns.FacetGrid:
     """A bar for each case, its slowest dtype, orange below 1; dots for every dtype."""
-    values = without_curves(rows)
-    grid = sns.catplot(
-        values, x="figure", y="case", hue="slower", row="family", kind="bar", estimator="min",
-        errorbar=None, palette={False: "#0072B2", True: "#D55E00"}, dodge=False, legend=False,
-        sharey=False, height=1 + 0.25 * values["case"].nunique(), aspect=1.5,
-    )  # fmt: skip
-    grid.map_dataframe(sns.stripplot, x="figure", y="case", color="#666666", size=3, jitter=False)
-    return grid.refline(x=1).set_titles("{row_name}").set_axis_labels("times as fast", "")
+    values = compare(rows[~rows["case"].isin(CURVE_NAMES)])["x eager"].dropna().reset_index()
+    values["case"] = (values["family"] + " ").replace("PReLU ", "") + values["case"]
+    values["slower"] = values.groupby("case")["x eager"].transform("min") < NOISE
+    bars = {"hue": "slower", "palette": {False: "#0072B2", True: "#D55E00"}, "dodge": False}
+    bars |= {"kind": "bar", "estimator": "min", "errorbar": None, "legend": False}
+    height = 1 + values["case"].nunique() / 4
+    grid = sns.catplot(values, x="x eager", y="case", **bars, height=height, aspect=8 / height)
+    grid.map_dataframe(sns.stripplot, x="x eager", y="case", color="0.4", size=3, jitter=False)
+    return grid.refline(x=1).set_axis_labels("times as fast", "")

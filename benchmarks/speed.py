@@ -16,14 +16,13 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import program
 from benchmarks.cases import CASES, CORE, DTYPES, GROUPS, PASSES, Case, Inputs, is_in
-from benchmarks.program import Deadline, Minutes, ResultsFolder, choice, make_table, number
+from benchmarks.program import Deadline, Minutes, ResultsFolder, choice, make_table
 from benchmarks.providers import OURS, PROVIDERS
 from benchmarks.results import ResultsFile, describe_run, open_results
-from benchmarks.timing import ROUNDS, Device, Gpu, Measurement, count_sets, measure
+from benchmarks.timing import ROUNDS, Gpu, Measurement, count_sets, measure
 from prelu_gpu.rules import gpu_rules
 
 QUICK_ROUNDS = 5
@@ -104,7 +103,7 @@ def main(
     console = program.open_console(200)
     if obstacle:
         console.print(f"Nothing is timed: {obstacle}", soft_wrap=True)
-        console.print(plan_table(cases))
+        print_plans(cases, console)
         return
     gpu, deadline = Gpu(), Deadline(minutes)
     run = describe_run(gpu.name)
@@ -138,7 +137,7 @@ def remaining(
 class Bench:
     """Checks and times operations; keeps the input sets of one case."""
 
-    def __init__(self, device: Device, rounds: int) -> None:
+    def __init__(self, device: Gpu, rounds: int) -> None:
         self._device = device
         self._rounds = rounds
         self._case: Case | None = None
@@ -176,7 +175,7 @@ class Bench:
 
 
 def benchmark(
-    device: Device,
+    device: Gpu,
     works: Sequence[Work],
     file: ResultsFile | None,
     deadline: Deadline,
@@ -190,46 +189,50 @@ def benchmark(
             provider failed.
     """
     torch.manual_seed(0)
-    bench, table, left = Bench(device, rounds), results_table(rounds), len(works)
+    bench, left = Bench(device, rounds), len(works)
     faults: dict[str, None] = {}
 
-    def say(notice: str, fault: bool) -> None:
-        if notice not in faults:
-            console.print(notice, soft_wrap=True, highlight=False, markup=False)
-            if file:
-                file.note(notice)
-        faults.update({notice: None} if fault else {})
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    with device.stream(), program.progress_bars(console) as progress:
+    def notice(text: str, fault: bool) -> None:
+        if text not in faults:
+            say(text)
+            if file:
+                file.note(text)
+        faults.update({text: None} if fault else {})
+
+    say(f"Medians of {rounds} rounds, providers in turn, caches cold from 1 MiB of x on:")
+    with (
+        device.stream(),
+        program.progress_bars(console) as progress,
+        contextlib.suppress(program.TimeUpError),
+    ):
         task = progress.add_task("timing", total=left * rounds)
-        advance = partial(progress.update, task, advance=1, refresh=True)
-        with contextlib.suppress(program.TimeUpError):
-            for number_, work in enumerate(works, start=1):
-                progress.update(task, description=work.title, refresh=True)
-                with deadline.piece():
-                    measured = bench.time(work, advance)
-                left -= 1
-                progress.update(task, completed=number_ * rounds)
-                for mistake in bench.mistakes[work.case]:
-                    say(f"{work.case.title} is wrong and not timed: {mistake}", fault=True)
-                for name, one in measured.items():
-                    if one.notice:
-                        say(f"{work.title}, {name}: {one.notice}", fault=not one.call_samples)
-                    if one.call_samples:
-                        row = make_row(work, name, measured)
-                        add_row(table, row, one.spread_us)
-                        if file and name in work.providers:
-                            file.write(row)
-                table.add_section()
-    console.print(table)
+        for work in works:
+            progress.update(task, description=work.title, refresh=True)
+            with deadline.piece():
+                measured = bench.time(work, partial(progress.update, task, advance=1, refresh=True))
+            left -= 1
+            progress.update(task, completed=(len(works) - left) * rounds)
+            for mistake in bench.mistakes[work.case]:
+                notice(f"{work.case.title} is wrong and not timed: {mistake}", fault=True)
+            for name, one in measured.items():
+                if one.notice:
+                    notice(f"{work.title}, {name}: {one.notice}", fault=not one.call_samples)
+                if one.call_samples:
+                    row = make_row(work, name, measured)
+                    times = f"{row.device_us:.1f} us (IQR {one.spread_us:.1f}), {row.gbps} GB/s"
+                    say(f"{work.title}, {name}: {times}; whole call {row.call_us:.1f} us")
+                    if file and name in work.providers:
+                        file.write(row)
     if left:
-        console.print(
+        say(
             f"The minutes given are over: {left} of {len(works)} operations are not timed. "
-            "With --results the same command goes on.",
-            soft_wrap=True,
+            "With --results the same command goes on."
         )
     if file:
-        console.print(f"Results: {file.path}", soft_wrap=True)
+        say(f"Results: {file.path}; `python -m benchmarks report` compares them.")
     if faults:
         program.fail("not everything is timed:", *faults)
 
@@ -251,48 +254,13 @@ def make_row(work: Work, provider: str, measured: Mapping[str, Measurement]) -> 
     )
 
 
-def results_table(rounds: int) -> Table:
-    """The empty table of a run."""
-    return make_table(
-        ["case", "x", "slope", "op", "provider"],
-        ["device us", "IQR us", "call us", "GB/s", "% of copy", "extra MiB"],
-        title=f"Caches cold from 1 MiB on, providers in turn, medians of {rounds} rounds; IQR is "
-        "the spread of the device time",
-        caption="eager: torch.nn.functional's prelu, or leaky_relu where the slope is a number; "
-        "compile: the same under torch.compile, a float32 slope beside a half-precision input cast "
-        "as autocast does; inference: the modules without grad; copy: moves as many bytes as the "
-        "operation. Device times of x below 1 MiB are of CUDA-graph replays. `python -m benchmarks "
-        "report` compares the providers.",
-    )
-
-
-def add_row(table: Table, row: Row, spread_us: float) -> None:
-    """Adds a provider's measurement."""
-    table.add_row(
-        row.case,
-        f"{row.dtype} {row.shape}",
-        f"{row.slope}, {row.slope_dtype}",
-        row.op,
-        row.provider,
-        number(row.device_us, 1),
-        number(spread_us, 1),
-        number(row.call_us, 1),
-        number(row.gbps, 0),
-        number(row.pct_copy, 1),
-        number(row.extra_bytes and row.extra_bytes / 2**20, 2),
-    )
-
-
-def plan_table(cases: Sequence[Case]) -> Table:
+def print_plans(cases: Sequence[Case], console: Console) -> None:
     """What every case must move, in the first of its dtypes, and how it would be launched."""
-    title = "Bytes to move, and launches on an H100 (132 multiprocessors)"
-    columns = [f"{op}{what}" for op in ("forward", "backward") for what in (" MB", "", " grid")]
-    table = make_table(["case", "x"], columns, title)
-    for case in {case.name: case for case in reversed(cases)}.values():
-        cells = []
-        for op in ("forward", "backward"):
-            plan = case.plan(op, gpu_rules(132, case.dtype.itemsize, op == "backward"))
-            grid = " x ".join(map(str, plan.grid))
-            cells += [f"{case.bytes_moved(op) / 1e6:.1f}", plan.kind.value, grid]
-        table.add_row(case.name, f"{case.setting['dtype']} {case.setting['shape']}", *cells)
-    return table
+    table = make_table(["case", "x", "kernel"], [f"{op} MB" for op in PASSES])
+    first = {case.name: case for case in reversed(cases)}
+    for case in sorted(first.values(), key=cases.index):
+        plan = case.plan("forward", gpu_rules(132, case.dtype.itemsize, backward=False))
+        megabytes = (f"{case.bytes_moved(op) / 1e6:.1f}" for op in PASSES)
+        x = f"{case.setting['dtype']} {case.setting['shape']}"
+        table.add_row(case.name, x, plan.kind.value, *megabytes)
+    console.print(table)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch.utils import benchmark
@@ -47,35 +46,8 @@ class Batch:
     """What is unusual about its times."""
 
 
-class Device(Protocol):
-    """What a measurement needs of a device; tests bring their own."""
-
-    device: torch.device
-    name: str
-    l2_bytes: int
-
-    def stream(self) -> AbstractContextManager[object]:
-        """Where everything that is measured must run."""
-
-    def device_us(self, batch: Batch) -> float:
-        """Time the device takes for a batch, without the host's part; above 0."""
-
-    def call_us(self, run: Callable[[], object]) -> float:
-        """Time from the first call of `run` until its last result is there."""
-
-    def extra_bytes(self, call: Callable[[], object]) -> int:
-        """Most memory that `call` held at once beside what it returns."""
-
-    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
-        """What `run` launches, as a CUDA graph: a function that replays it.
-
-        Raises:
-            RuntimeError: something in `run` cannot be captured.
-        """
-
-
 class Gpu:
-    """The current CUDA device."""
+    """The current CUDA device; tests bring a stand-in with the same methods."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -91,7 +63,7 @@ class Gpu:
         return torch.cuda.stream(self._stream)
 
     def device_us(self, batch: Batch) -> float:
-        """Time between events around the batch.
+        """Time the device takes for a batch, without the host's part; above 0.
 
         The device spins until the host has queued the whole batch; one that was not queued in time
         is repeated behind a longer spin. The next spin is twice as long as the host took: one
@@ -120,7 +92,7 @@ class Gpu:
         return max(us, RESOLUTION_US)
 
     def call_us(self, run: Callable[[], object]) -> float:
-        """Time by the host's clock, the last synchronisation included."""
+        """Time from the first call of `run` until its last result is there."""
         torch.cuda.synchronize()
         start = time.perf_counter()
         run()
@@ -128,7 +100,7 @@ class Gpu:
         return (time.perf_counter() - start) * 1e6
 
     def extra_bytes(self, call: Callable[[], object]) -> int:
-        """The allocator's peak above what is held after the call."""
+        """Most memory that `call` held at once beside what it returns."""
         torch.cuda.reset_peak_memory_stats()
         result = call()
         extra = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
@@ -136,7 +108,11 @@ class Gpu:
         return extra
 
     def capture(self, run: Callable[[], object]) -> Callable[[], None]:
-        """Records `run`, which must have run before."""
+        """What `run` launches, which must have run before, as a CUDA graph: replays it.
+
+        Raises:
+            RuntimeError: something in `run` cannot be captured.
+        """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             run()
@@ -193,13 +169,13 @@ class Rotation:
         return self._results[number]
 
 
-def count_sets(device: Device, nbytes: int) -> int:
+def count_sets(device: Gpu, nbytes: int) -> int:
     """Input sets of `nbytes` each that are larger than CACHES times the L2 cache, to a limit."""
     return min(CACHES * device.l2_bytes // nbytes + 1, SETS_LIMIT)
 
 
 def measure(
-    device: Device,
+    device: Gpu,
     providers: Mapping[str, Callable[[], Call]],
     sets: int,
     *,
@@ -248,7 +224,7 @@ def measure(
 class _Timed:
     """A provider's batches, and what was measured of them."""
 
-    def __init__(self, device: Device, call: Call, sets: int, replay: bool) -> None:
+    def __init__(self, device: Gpu, call: Call, sets: int, replay: bool) -> None:
         self._device = device
         self._samples = Measurement()
         rotation = Rotation(call, sets)

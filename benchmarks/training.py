@@ -34,7 +34,7 @@ from benchmarks.program import (
     refuse_wrong,
 )
 from benchmarks.results import describe_run, open_results
-from benchmarks.timing import Device, Gpu, Measurement
+from benchmarks.timing import Gpu, Measurement
 from benchmarks.workloads import WORKLOADS, Training, Workload
 
 NAMES = tuple(dict.fromkeys(workload.network for workload in WORKLOADS))
@@ -109,7 +109,7 @@ def main(
 
 
 def benchmark(
-    device: Device,
+    device: Gpu,
     jobs: Sequence[tuple[Workload, Providers]],
     steps: int,
     deadline: Deadline,
@@ -184,7 +184,7 @@ def find_mistakes(workload: Workload, device: torch.device) -> list[str]:
 
 
 def time_steps(
-    device: Device, workload: Workload, providers: Providers, steps: int
+    device: Gpu, workload: Workload, providers: Providers, steps: int
 ) -> dict[str, Measurement]:
     """Times a network with several providers, a step of each in every round.
 
