@@ -46,9 +46,9 @@ class GPU(NamedTuple):
 
 
 # Multiprocessors x lanes that issue in a cycle x GHz / GB/s. Counts and bandwidths are those of the
-# vendors' data sheets. Clocks follow from the peak of dense float16 matrix products there: 312, 989,
-# 2250 and 1307 TFLOPS. A multiprocessor has four schedulers: on NVIDIA each issues for 32 lanes a
-# cycle, on AMD for a quarter of a wave of 64.
+# vendors' data sheets. Clocks follow from the peak of dense float16 matrix products there: 312,
+# 989, 2250 and 1307 TFLOPS. A multiprocessor has four schedulers: on NVIDIA each issues for 32
+# lanes a cycle, on AMD for a quarter of a wave of 64.
 GPUS = {
     "sm_80": GPU("A100 80GB", GPUTarget("cuda", 80, 32), 108, 108 * 128 * 1.41 / 2039),
     "sm_90": GPU("H100 SXM", GPUTarget("cuda", 90, 32), 132, 132 * 128 * 1.83 / 3350),
@@ -236,7 +236,9 @@ def hot_loop(body: Sequence[Instruction], op: Op, itemsize: int) -> Loop:
     store_bits = [step.store_bits for step in body if step.store_bits]
     bits = sum(store_bits) // op.writes if op.writes else sum(load_bits) // op.reads
     in_flight, loaded = 0, set[int]()
-    for step in itertools.takewhile(lambda step: not step.registers & loaded, body):
+    for step in body:
+        if step.registers & loaded:
+            break
         in_flight += step.load_bits > 0
         loaded |= step.loaded
     return Loop(len(body), bits // (8 * itemsize), load_bits, store_bits, in_flight)
@@ -322,7 +324,3 @@ def main(
     choices = itertools.product(target, case, op, dtype)
     kernels = [Kernel(*choice, weight_dtype or choice[-1]) for choice in choices]
     open_console().print(to_table(reports(kernels)))
-
-
-if __name__ == "__main__":
-    typer.run(main)
