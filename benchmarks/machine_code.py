@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import triton
@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from benchmarks.disassembly import Instruction, disassemble, innermost_loops
-from benchmarks.program import fail, make_table, one_of, open_console
+from benchmarks.program import choice, fail, make_table, open_console
 from prelu_gpu import launch
 from prelu_gpu.backend import INTERPRETED
 from prelu_gpu.plan import Plan
@@ -301,15 +301,11 @@ def to_table(reports: Sequence[Report]) -> Table:
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
-def _names(allowed: Any, what: str) -> Any:
-    return typer.Option(callback=one_of(allowed), metavar="NAME", help=f"{what} May be repeated.")
-
-
 def main(
-    target: Annotated[list[str], _names(GPUS, "GPUs.")] = [*GPUS],  # noqa: B006
-    case: Annotated[list[str], _names(CASES, "Tensors.")] = ONE_OF_EACH_KIND,
-    op: Annotated[list[str], _names(OPS, "Operations.")] = ["forward", "backward"],  # noqa: B006
-    dtype: Annotated[list[str], _names(DTYPES, "Dtypes of x.")] = DTYPES[:3],
+    target: Annotated[list[str], choice(GPUS, "A GPU.")] = [*GPUS],  # noqa: B006
+    case: Annotated[list[str], choice(CASES, "A tensor.")] = ONE_OF_EACH_KIND,
+    op: Annotated[list[str], choice(OPS, "An operation.")] = ["forward", "backward"],  # noqa: B006
+    dtype: Annotated[list[str], choice(DTYPES, "The dtype of x.")] = DTYPES[:3],
     weight_dtype: Annotated[
         str | None, typer.Option(metavar="NAME", help="The slopes' dtype; by default that of x.")
     ] = None,
