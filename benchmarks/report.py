@@ -116,7 +116,7 @@ def load(path: Path) -> pd.DataFrame:
         advice = "give files that `python -m benchmarks` wrote"
         raise typer.BadParameter(f"{path}: it has other columns; {advice}.")
     columns = dict.fromkeys([*RUN, *OPERATION, *NETWORK, "provider", *FIGURES])
-    rows = rows.reindex(columns=list(columns)).assign(path=path)
+    rows = rows.reindex(columns=list(columns)).astype(object).assign(path=path)
     rows[FIGURES] = rows[FIGURES].apply(pd.to_numeric, errors="coerce")
     layout = (" " + rows["layout"]).where(rows["layout"] != "contiguous", "")
     slope = (", slope " + rows["slope_dtype"]).where(rows["slope_dtype"] != rows["dtype"], "")
