@@ -227,5 +227,7 @@ def test_training_steps_are_a_table_of_their_own(readme, write, cli):
     rows = [line.split("|")[5:-1] for line in readme.read_text().splitlines() if "iresnet" in line]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [
-        ["nn.PReLU", "3.0", "1.0", "8.0"], ["prelu_gpu", "2.0", "1.5", "4.0"], ["failed", "-", "-", "-"],
-    ]  # fmt: skip
+        ["nn.PReLU", "3.0", "1.0", "8.0"],
+        ["prelu_gpu", "2.0", "1.5", "4.0"],
+        ["failed", "-", "-", "-"],
+    ]
