@@ -39,12 +39,16 @@ test-stacks: .venv-stacks/ready
 mutations: $(ready)
 	$(PYTHON) tests/tools/mutations.py --out $(RESULTS)/mutations.csv $(MUTATION_OPTIONS)
 
-# What the kernels compile to for GPUs that need not be there; the matrix, by four versions of Triton.
+# What the kernels compile to for GPUs that need not be there; the matrix: by four versions of Triton.
 machine-code: $(ready)
-	$(PYTHON) -m benchmarks.machine_code
+	$(PYTHON) -m benchmarks machine-code
 
+# Each version alone in a folder, which stands before the environment's packages.
 machine-code-matrix: $(ready)
-	$(PYTHON) -m benchmarks.machine_code_matrix --out $(RESULTS)/triton
+	set -e; for version in 3.6.0 3.7.1 3.8.0 3.9.0; do folder=$(RESULTS)/triton-$$version; \
+	test -d $$folder || $(PYTHON) -m pip install --quiet --no-deps --target $$folder triton==$$version; \
+	echo "triton $$version"; PYTHONPATH=$$folder:$(PYTHONPATH) $(PYTHON) -m pytest \
+	tests/benchmarks/test_machine_code.py; done
 
 lint: $(ready)
 	$(PYTHON) -m ruff check .

@@ -213,11 +213,13 @@ def compiled(program, data=""):
 
 @pytest.fixture(scope="module")
 def reports():
-    program = "import sys\nprint(to_json(reports([Kernel(*k) for k in json.load(sys.stdin)])))"
-    return {
-        tuple(one["kernel"].values()): one
-        for one in json.loads(compiled(program, json.dumps(KERNELS)))
-    }
+    program = """
+import json, sys
+for one in reports([Kernel(*k) for k in json.load(sys.stdin)]):
+    print(json.dumps(dataclasses.asdict(one) | {"kernel": one.kernel._asdict()}))
+"""
+    lines = compiled(program, json.dumps(KERNELS)).splitlines()
+    return {tuple(one["kernel"].values()): one for one in map(json.loads, lines)}
 
 
 @pytest.fixture(params=KERNELS, ids=" ".join)

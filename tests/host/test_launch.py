@@ -17,7 +17,7 @@ KEYS = """
 import itertools, torch, triton
 from triton.runtime.jit import compute_cache_key
 from benchmarks.machine_code import GPUS, CompileOnly
-from prelu_gpu import launch
+from prelu_gpu import launch, run
 from prelu_gpu.rules import gpu_rules
 
 target = GPUS["sm_90"].target
