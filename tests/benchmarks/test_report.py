@@ -3,7 +3,7 @@ import csv
 import matplotlib.image
 import pytest
 
-from benchmarks import report
+from benchmarks import figures, report
 from benchmarks.cases import CURVES, DTYPES, MODELS, PASSES
 from benchmarks.results import columns
 from benchmarks.speed import Row
@@ -50,7 +50,7 @@ def lines(write):
     """The lines of the bar by their names, of invented rows."""
 
     def lines(*rows):
-        (found,) = report.read([write(*rows)]).values()
+        (found,) = figures.read([write(*rows)]).values()
         return {line.what: line for line in report.bar(found)}
 
     return lines
@@ -209,9 +209,9 @@ def test_the_core_run_fills_what_the_full_one_has_not(write):
     old = ("2025", "old", *RUN[2:])
     core = write(*step(3, case="both", run=old), *step(4, case="core", run=old), name="gpu-core")
     full = write(*step(2, case="both"), *step(2, case="both", run=("2027", *RUN[1:]))[:0])
-    (rows,) = report.read([core, full]).values()
-    figures = report.compare(rows)["x eager"]
-    assert {setting[1]: figure for setting, figure in figures.items()} == {"both": 2, "core": 4}
+    (rows,) = figures.read([core, full]).values()
+    speedups = figures.compare(rows)["x eager"]
+    assert {setting[1]: figure for setting, figure in speedups.items()} == {"both": 2, "core": 4}
     assert [run.commit for run in report.sources(rows).values()] == ["abc123", "old"]
 
 
