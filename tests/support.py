@@ -76,7 +76,7 @@ def eager_backward(x, weight, grad_y, dim=1):
     return backward(composed.prelu_forward, x, weight, grad_y, channel_dim(x, weight, dim))
 
 
-def run_program(source, *options, interpret=True, **variables):
+def run_program(source, *options, interpret=True, timeout=120, **variables):
     """What a program in a process of its own printed, and what it wrote to stderr; it must succeed.
 
     With interpret=False, kernels are not interpreted, and a CPU has none.
@@ -90,7 +90,7 @@ def run_program(source, *options, interpret=True, **variables):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
