@@ -14,17 +14,17 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Annotated, NamedTuple
 
 import torch
-import triton
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 from benchmarks.disassembly import Instruction, disassemble, innermost_loops
 from benchmarks.program import choice, fail, make_table, open_console
@@ -158,30 +158,19 @@ class Report:
     """Instructions per element that a lane has time for while memory moves an element's bytes."""
 
 
-class CompileOnly:
-    """The driver of a GPU that is not there: what Triton asks it for before a launch."""
+def compile_for(target: GPUTarget) -> None:
+    """Makes Triton compile for a GPU that need not be there: all it asks a driver before a launch.
 
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        """What to compile for."""
-        return self.target
-
-    def get_current_device(self) -> GPUTarget:
-        """The key under which Triton keeps compiled kernels."""
-        return self.target
-
-    def get_current_stream(self, device: GPUTarget) -> int:
-        """No stream."""
-        return 0
+    Compiled kernels are kept for the target in place of a device.
+    """
+    asked = {"get_current_target": lambda: target, "get_current_device": lambda: target}
+    driver.set_active(SimpleNamespace(**asked, get_current_stream=lambda device: 0))
 
 
 def compile_call(call: Call, values: Values) -> CompiledKernel:
-    """Compiles the kernel of a launch for the GPU of Triton's driver, and does not launch it."""
-    plan = call.launch
-    arguments = {**values, **call.arguments}
-    return call.kernel.warmup(**arguments, num_warps=plan.num_warps, grid=plan.grid)
+    """Compiles the kernel of a launch, and does not launch it."""
+    options = {"num_warps": call.launch.num_warps, "grid": call.launch.grid}
+    return call.kernel.warmup(**values, **call.arguments, **options)
 
 
 def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
@@ -207,7 +196,7 @@ def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
     x = x[:, : case.shape[1]] if case.sliced else x
     slopes = 1 if case.channel_dim is None else case.shape[case.channel_dim]
     weight = torch.empty(slopes, dtype=weight_dtype, device="meta")
-    triton.runtime.driver.set_active(CompileOnly(gpu.target))
+    compile_for(gpu.target)
     with using_rules(table), intercepting(compile_only):
         op.call(x, weight, case.channel_dim)
     (only,) = launches
@@ -280,8 +269,8 @@ def to_table(reports: Sequence[Report]) -> Table:
     table = make_table(
         ["GPU", "case", "op", "dtype", "slope"],
         ["registers", "spilled B", "accesses", "loads before use", "instructions / budget"],
-        caption="Accesses by width in bits, loads before the first is used, and instructions an "
-        "element, beside what issues while memory moves it: of a lane, in the hot loop",
+        caption="Of a lane in the hot loop: accesses by bits, loads before the first is used, "
+        "instructions an element beside those that issue while memory moves it",
     )
     for one in reports:
         loop = one.loops[0]
@@ -298,16 +287,17 @@ def to_table(reports: Sequence[Report]) -> Table:
     return table
 
 
+TARGETS, OPERATIONS = [*GPUS], ["forward", "backward"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
 def main(
-    target: Annotated[list[str], choice(GPUS, "A GPU.")] = [*GPUS],  # noqa: B006
+    target: Annotated[list[str], choice(GPUS, "A GPU.")] = TARGETS,
     case: Annotated[list[str], choice(CASES, "A tensor.")] = ONE_OF_EACH_KIND,
-    op: Annotated[list[str], choice(OPS, "An operation.")] = ["forward", "backward"],  # noqa: B006
+    op: Annotated[list[str], choice(OPS, "An operation.")] = OPERATIONS,
     dtype: Annotated[list[str], choice(DTYPES, "The dtype of x.")] = DTYPES[:3],
     weight_dtype: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The slopes' dtype; by default that of x.")
+        list[str] | None, choice(DTYPES, "The dtype of the slopes; by default that of x.")
     ] = None,
 ) -> None:
     """Tells what the kernels compile to for GPUs that need not be here.
@@ -317,6 +307,9 @@ def main(
     """
     if INTERPRETED:
         fail("interpreted kernels have no machine code; unset TRITON_INTERPRET.")
-    choices = itertools.product(target, case, op, dtype)
-    kernels = [Kernel(*choice, weight_dtype or choice[-1]) for choice in choices]
+    kernels = [
+        Kernel(*chosen, slopes)
+        for chosen in itertools.product(target, case, op, dtype)
+        for slopes in weight_dtype or [chosen[-1]]
+    ]
     open_console().print(to_table(reports(kernels)))

@@ -9,6 +9,10 @@ import torch
 
 from prelu_gpu import composed, reference
 
+GPU = torch.cuda.is_available()
+MARGIN, CANARY = 64, 12345.0
+"""Elements around what a kernel writes, and what they hold."""
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PAIRS = (
     *((dtype, dtype) for dtype in DTYPES),
@@ -76,7 +80,7 @@ def eager_backward(x, weight, grad_y, dim=1):
     return backward(composed.prelu_forward, x, weight, grad_y, channel_dim(x, weight, dim))
 
 
-def run_program(source, *options, interpret=True, **variables):
+def run_program(source, *options, interpret=True, timeout=120, **variables):
     """What a program in a process of its own printed, and what it wrote to stderr; it must succeed.
 
     With interpret=False, kernels are not interpreted, and a CPU has none.
@@ -90,7 +94,7 @@ def run_program(source, *options, interpret=True, **variables):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr

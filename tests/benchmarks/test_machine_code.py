@@ -7,15 +7,16 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import run_program
 
 triton = pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
 if sys.platform != "linux":
     pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
+machine_code = pytest.importorskip("benchmarks.machine_code")
 
 # All kernels are compiled once, not by each of pytest's processes.
 pytestmark = pytest.mark.xdist_group("machine code")
@@ -34,7 +35,7 @@ KINDS = {
     "sliced-column": "column",
 }
 OPS = ("forward", "backward")
-READ_ONCE = ("forward", "leaky-forward", "leaky-in-place")
+ONE_INPUT = ("forward", "leaky-forward", "leaky-in-place")
 """Operations that read one tensor of x's size; the others read two."""
 DTYPES = (
     ("float32", "float32"),
@@ -92,47 +93,34 @@ MORE_INSTRUCTIONS = {
 """Tiles that take half of the budget of instructions per element or more, and the worst kernel's:
 slopes and sums are each element's own."""
 
-VERSION = ".".join(triton.__version__.split(".")[:2])
-
 # What other versions of Triton do worse than the pinned one: the fewest loads and the most
 # instructions of a tile, the bytes of a kernel.
+SINCE_3_8 = {
+    ("sm_80", "flat", "forward", 16): 3,
+    ("sm_80", "flat", "backward", 16): 2,
+    ("sm_80", "flat", "leaky-forward", 16): 3,
+    ("sm_80", "flat", "leaky-in-place", 16): 3,
+    ("sm_80", "plane", "forward", 16): 2,
+    ("sm_80", "plane", "leaky-forward", 16): 2,
+    ("sm_80", "plane", "leaky-backward", 16): 2,
+    ("sm_80", "odd plane", "backward", 16): 2,
+    ("sm_90", "column", "frozen", 16): 2,
+}
+VERSION = ".".join(triton.__version__.split(".")[:2])
 OTHER_LOADS = {
     "3.6": {
         ("sm_80", "plane", "forward", 16): 2,
         ("sm_80", "plane", "leaky-forward", 16): 2,
     },
-    "3.8": {
-        ("sm_80", "flat", "forward", 16): 3,
-        ("sm_80", "flat", "backward", 16): 2,
-        ("sm_80", "flat", "leaky-forward", 16): 3,
-        ("sm_80", "flat", "leaky-in-place", 16): 3,
-        ("sm_80", "plane", "forward", 16): 2,
-        ("sm_80", "plane", "leaky-forward", 16): 2,
-        ("sm_80", "plane", "leaky-backward", 16): 2,
-        ("sm_80", "odd plane", "backward", 16): 2,
-        ("sm_90", "flat", "backward", 16): 2,
-        ("sm_90", "column", "frozen", 16): 2,
-    },
+    "3.8": {**SINCE_3_8, ("sm_90", "flat", "backward", 16): 2},
     "3.9": {
-        ("sm_80", "flat", "forward", 16): 3,
-        ("sm_80", "flat", "backward", 16): 2,
-        ("sm_80", "flat", "leaky-forward", 16): 3,
-        ("sm_80", "flat", "leaky-in-place", 16): 3,
-        ("sm_80", "plane", "forward", 16): 2,
-        ("sm_80", "plane", "leaky-forward", 16): 2,
-        ("sm_80", "plane", "leaky-backward", 16): 2,
-        ("sm_80", "odd plane", "backward", 16): 2,
+        **SINCE_3_8,
         ("sm_90", "flat", "backward", 16): 3,
-        ("sm_90", "column", "frozen", 16): 2,
         ("sm_90", "column", "backward", 32): 3,
         ("sm_90", "column", "leaky-backward", 32): 2,
     },
 }.get(VERSION, {})
-
-OTHER_INSTRUCTIONS = {
-    "3.6": {("sm_100", "column", "backward", 16): 13.9},
-}.get(VERSION, {})
-
+OTHER_INSTRUCTIONS = {"3.6": {("sm_100", "column", "backward", 16): 13.9}}.get(VERSION, {})
 SPILLED_BYTES = {
     "3.8": {("sm_80", "sliced-column", "forward", "float16", "float16"): 8},
     "3.9": {
@@ -165,11 +153,8 @@ def partial_backwards():
 
 def leaky_relus(full):
     """A number for a slope: dense tensors are one row, slices are rows; in place, dense ones."""
-    ops = {
-        "leaky-forward": ("flat", "flat-prime", "sliced-flat", "sliced-column"),
-        "leaky-in-place": ("flat", "flat-prime"),
-        "leaky-backward": ("flat", "flat-prime", "sliced-flat", "sliced-column"),
-    }
+    both = "flat", "flat-prime", "sliced-flat", "sliced-column"
+    ops = {"leaky-forward": both, "leaky-in-place": both[:2], "leaky-backward": both}
     for (t, target), (o, op) in itertools.product(*map(enumerate, (TARGETS, ops))):
         for c, case in enumerate(ops[op]):
             for dtypes in DTYPES[:3] if full else [DTYPES[(t + o + c) % 3]]:
@@ -184,42 +169,27 @@ def exceptional_kernels():
 
 
 FULL = os.environ.get("MACHINE_CODE") == "full"
-KERNELS = list(
-    dict.fromkeys(
-        [
-            *(all_kernels() if FULL else covering_kernels()),
-            *partial_backwards(),
-            *leaky_relus(FULL),
-            *exceptional_kernels(),
-        ]
-    )
-)
+CHOSEN = all_kernels() if FULL else covering_kernels()
+KERNELS = [*CHOSEN, *partial_backwards(), *leaky_relus(FULL), *exceptional_kernels()]
+KERNELS = list(dict.fromkeys(KERNELS))
 
 
-def compiled(program, data=""):
-    """What a Python program prints that compiles: interpreted kernels cannot be compiled here."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from benchmarks.machine_code import *\n" + program],
-        cwd=Path(__file__).parents[2],
-        env={name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"},
-        input=data,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def compiled(program):
+    """What a program prints whose kernels are not interpreted, but compiled."""
+    program = f"from benchmarks.machine_code import *\n{program}"
+    output, _ = run_program(program, interpret=False, timeout=1200)
+    return output
 
 
 @pytest.fixture(scope="module")
 def reports():
-    program = """
-import json, sys
-for one in reports([Kernel(*k) for k in json.load(sys.stdin)]):
-    print(json.dumps(dataclasses.asdict(one) | {"kernel": one.kernel._asdict()}))
+    program = f"""
+import json
+for one in reports([Kernel(*names) for names in {KERNELS}]):
+    print(json.dumps(dataclasses.asdict(one) | {{"kernel": one.kernel._asdict()}}))
 """
-    lines = compiled(program, json.dumps(KERNELS)).splitlines()
-    return {tuple(one["kernel"].values()): one for one in map(json.loads, lines)}
+    lines = map(json.loads, compiled(program).splitlines())
+    return {tuple(one["kernel"].values()): one for one in lines}
 
 
 @pytest.fixture(params=KERNELS, ids=" ".join)
@@ -253,7 +223,7 @@ def test_hot_loops_access_128_bits_at_a_time(report):
 
 def test_hot_loops_load_every_input_of_a_tile_and_store_every_output(report):
     op = report["kernel"]["op"]
-    stores_per_load = 0 if op == "slope" else 1 if op in READ_ONCE else 1 / 2
+    stores_per_load = 0 if op == "slope" else 1 if op in ONE_INPUT else 1 / 2
     for loop in report["loops"]:
         assert len(loop["load_bits"]) == report["tile_loads"]
         assert len(loop["store_bits"]) == stores_per_load * report["tile_loads"]
@@ -313,32 +283,31 @@ def test_loops_divide_by_nothing_that_is_unknown_until_run_time(report):
     assert report["divisions"] == []
 
 
+TTGIR = """
+  tt.func public @kernel(%n: i32) {
+    %c8 = arith.constant 8 : i32
+    %a = arith.divsi %n, %n : i32
+    scf.for %i = %c8 to %n step %c8  : i32 {
+      scf.if %b {
+        %d = arith.remui %i, %n : i32
+      } else {
+        %e = arith.divsi %i, %c8 : i32
+      }
+      %f = arith.ceildivsi %i, %n : i32
+    }
+    %g = scf.while (%h = %n) : (i32) -> i32 {
+      %j = arith.divui %h, %n : i32
+    } do {
+      %k = arith.remsi %h, %n : i32
+    }
+    %l = arith.remsi %n, %n : i32
+  }
+"""
+
+
 def test_divisions_are_found_in_loops_only_and_not_by_constants():
-    code = compiled(
-        "print(list(loop_divisions('''\n"
-        "  tt.func public @kernel(%n: i32) {\n"
-        "    %c8 = arith.constant 8 : i32\n"
-        "    %a = arith.divsi %n, %n : i32\n"
-        "    scf.for %i = %c8 to %n step %c8  : i32 {\n"
-        "      scf.if %b {\n"
-        "        %d = arith.remui %i, %n : i32\n"
-        "      } else {\n"
-        "        %e = arith.divsi %i, %c8 : i32\n"
-        "      }\n"
-        "      %f = arith.ceildivsi %i, %n : i32\n"
-        "    }\n"
-        "    %g = scf.while (%h = %n) : (i32) -> i32 {\n"
-        "      %j = arith.divui %h, %n : i32\n"
-        "    } do {\n"
-        "      %k = arith.remsi %h, %n : i32\n"
-        "    }\n"
-        "    %l = arith.remsi %n, %n : i32\n"
-        "  }\n"
-        "''')))"
-    )
-    assert code.split("'")[1::2] == [
-        f"arith.{name}" for name in ("remui", "ceildivsi", "divui", "remsi")
-    ]
+    found = [f"arith.{name}" for name in ("remui", "ceildivsi", "divui", "remsi")]
+    assert list(machine_code.loop_divisions(TTGIR)) == found
 
 
 def test_a_barrier_stands_between_a_programs_partial_sum_and_its_count():

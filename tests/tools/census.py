@@ -34,7 +34,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler.code_generator import CodeGenerator
 from triton.compiler.errors import CompilationError
 
-from benchmarks.machine_code import GPUS, CompileOnly, compile_call
+from benchmarks.machine_code import GPUS, compile_call, compile_for
 from prelu_gpu import launch
 from prelu_gpu.backend import INTERPRETED
 from prelu_gpu.run import Call, Values
@@ -209,7 +209,7 @@ def memories(detail: Detail) -> Iterator[Tensors]:
 def take(gpu: str, detail: Detail, entrances: Collection[str]) -> list[str]:
     """Takes the census for a GPU and prints it; gives what is wrong."""
     census, branches = Census(detail), Branches()
-    triton.runtime.driver.set_active(CompileOnly(GPUS[gpu].target))
+    compile_for(GPUS[gpu].target)
     # A folder of its own keeps kernels without machine code from all other programs.
     with (
         branches.noted(),
