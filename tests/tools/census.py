@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import triton
-from calls import DENSE, ENTRANCES, PAIRS, SPECIAL, Memory, Tensors, call_all
+from calls import DENSE, ENTRANCES, PAIRS, SPECIAL, Tensors, call_all, tensors
 from torch import Tensor
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import code_generator
@@ -191,10 +191,10 @@ def memories(detail: Detail) -> Iterator[Tensors]:
     full = detail is Detail.FULL
     shapes = (*DENSE, *SPECIAL) if full else DENSE
     for offsets in itertools.product((0, 1), repeat=3) if full else [(0, 0, 0)]:
-        in_turn = zip(*(Memory(pair, offsets).all(shapes) for pair in PAIRS), strict=True)
+        in_turn = zip(*(tensors(pair, offsets, shapes) for pair in PAIRS), strict=True)
         yield from (given[turn % len(PAIRS)] for turn, given in enumerate(in_turn))
         if detail is not Detail.EACH:
-            yield from Memory((torch.float64, torch.float64), offsets).all(shapes)
+            yield from tensors((torch.float64, torch.float64), offsets, shapes)
 
 
 def take(gpu: str, detail: Detail, entrances: Collection[str]) -> list[str]:
