@@ -1,8 +1,7 @@
 """What is measured: the cases, their inputs, and whether prelu_gpu computes them right.
 
-Groups: "model", tensors of networks that use PReLU, in the layouts that they use; "leaky", of
-networks that use Leaky ReLU; "curve", sizes from 2^10 to 2^28 elements; "awkward", what kernels
-find hard. "core" are the few that tell most.
+Groups: "model" and "leaky", tensors of networks that use PReLU or Leaky ReLU; "curve", sizes from
+2^10 to 2^28 elements; "awkward", what kernels find hard; "core", the few that tell most.
 """
 
 import dataclasses
@@ -23,9 +22,8 @@ from prelu_gpu.plan import Plan, make_plan
 from prelu_gpu.rules import Rules
 
 PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
-"""The operations, and how often each must go over memory of the size of x: read x, write y; read
-x and y's gradient, write x's gradient; a step is a forward and a backward. Slopes are thousands of
-times smaller and not counted."""
+"""The operations, and how often each must go over memory of the size of x; a step is a forward and
+a backward. Slopes are thousands of times smaller and not counted."""
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -41,10 +39,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class Inputs(NamedTuple):
-    """One set of inputs; x and weight are leaves that require a gradient.
-
-    Leaky ReLU's weight is its number, for the reference alone.
-    """
+    """One set; x and weight are leaves. Leaky ReLU's weight is its number, for the reference."""
 
     x: Tensor
     weight: Tensor

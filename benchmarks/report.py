@@ -1,14 +1,15 @@
 """Makes README's table of speed, and the plots, from results files; lists what is below the bar.
 
-python -m benchmarks report            reads benchmarks/results, writes README's table, draws
-python -m benchmarks report PATH ...   reads these files or folders, draws beside them
-python -m benchmarks report --check    only says whether README agrees; exit status 1 if not
+    python -m benchmarks report            reads benchmarks/results, writes README's table, draws
+    python -m benchmarks report PATH ...   reads these files or folders, draws beside them
+    python -m benchmarks report --check    only says whether README agrees; exit status 1 if not
+
+What is compared with what stands in figures.py.
 """
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -20,9 +21,10 @@ import typer
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from benchmarks.cases import CURVES, LEAKY, MODELS, PASSES
+from benchmarks.cases import LEAKY, MODELS
+from benchmarks.figures import CURVE_NAMES, MIB, NETWORK, RUN, compare, pivot, read
 from benchmarks.program import fail, make_table, open_console
-from benchmarks.providers import OURS, PROVIDERS
+from benchmarks.providers import OURS
 from benchmarks.results import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,29 +35,18 @@ NOT_MEASURED = (
     "PYTHON=python3\nRESULTS=DIR` on a machine with one makes them, from the checkout, with "
     "nothing installed."
 )
-EXPLANATION = (
-    "Device time for x of 16 MiB and more, whole-call time below; x eager, x compile: how many "
-    "times as long\nPyTorch's module takes, forward and backward together. Extra memory: what the "
-    "backward holds beside the gradients."
-)
+EXPLANATION = """
+Device time for x of 16 MiB and more, whole-call time below; x eager, x compile: how many times as
+long PyTorch's module takes, forward and backward. Extra MiB: what a backward holds beside.
+""".strip()
 
-MIB = 2**20
-DEVICE_BYTES = 16 * MIB
-"""Size of x from which device time counts; below it is the time of the whole call."""
 NOISE = 0.97
 """A speed-up that counts as 1."""
 
-RUN = [field.name for field in fields(Run)]
-OPERATION = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "op"]
-NETWORK = ["network", "batch", "layout", "dtype"]
-FIGURES = ["device_us", "call_us", "bytes", "pct_copy", "extra_bytes", "step_us", "peak_bytes"]
-SETTING = ["family", "case", "x", "dtype", "slope_dtype", "nbytes"]
-"""What is measured: `x` says it in words, `nbytes` is its size."""
 USED = [itemgetter("case", "dtype", "slope_dtype")(case.setting) for case in MODELS + LEAKY]
 """The cases that are taken from models, in the dtypes they are used in."""
 PATHS_HELP = "Files or folders; benchmarks/results if none."
 CHECK_HELP = "Change nothing; status 1 if the README disagrees."
-CURVE_NAMES = {case.name for case in CURVES}
 
 
 def main(
@@ -73,16 +64,9 @@ def main(
     try:
         gpus = read(paths or [RESULTS])
         if not paths:
-            between = re.compile(f"(?<={BEGIN}\n).*(?=\n{END})", re.DOTALL)
-            old = README.read_text(encoding="utf-8")
-            new, count = between.subn(lambda _: block(gpus), old)
-            if not count:
-                fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
-            if check and old != new:
-                fail(f"{README}: its table is not what `python -m benchmarks report` makes.")
-            if check:
-                return
-            README.write_text(new, encoding="utf-8")
+            write(gpus, check)
+        if check:
+            return
         pictures = [path for stem, rows in gpus.items() for path in draw(stem, rows)]
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}; give files that can be read and written.")
@@ -92,61 +76,17 @@ def main(
     console.print("\n".join(f"Written: {path}" for path in pictures) if gpus else NOT_MEASURED)
 
 
-def read(paths: Sequence[Path]) -> dict[Path, pd.DataFrame]:
-    """The rows by GPU: its folder and <gpu>, with which the names of its files begin."""
-    files = [f for path in paths for f in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
-    found: dict[Path, list[pd.DataFrame]] = {}
-    # What a file before it holds is not taken from the core run.
-    for path in sorted(files, key=lambda path: path.stem.endswith(("-core", "-training"))):
-        if not path.stem.endswith(("-tune", "-quick")):
-            stem = path.with_name(path.stem.removesuffix("-core").removesuffix("-training"))
-            found.setdefault(stem, []).append(load(path))
-    gpus = {}
-    for stem, frames in found.items():
-        rows = pd.concat(frames)
-        first = rows.groupby([*OPERATION, "network"], dropna=False)["path"].transform("first")
-        gpus[stem] = rows[rows["path"] == first]
-    return {stem: rows for stem, rows in gpus.items() if len(rows)}
-
-
-def load(path: Path) -> pd.DataFrame:
-    """A file's rows, with what follows from their columns."""
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not any({*RUN, *names, "provider"} <= {*rows} for names in (OPERATION, NETWORK)):
-        advice = "give files that `python -m benchmarks` wrote"
-        raise typer.BadParameter(f"{path}: it has other columns; {advice}.")
-    columns = dict.fromkeys([*RUN, *OPERATION, *NETWORK, "provider", *FIGURES])
-    rows = rows.reindex(columns=list(columns)).assign(path=path)
-    rows[FIGURES] = rows[FIGURES].apply(pd.to_numeric, errors="coerce")
-    layout = (" " + rows["layout"]).where(rows["layout"] != "contiguous", "")
-    slope = (", slope " + rows["slope_dtype"]).where(rows["slope_dtype"] != rows["dtype"], "")
-    rows["x"] = rows["shape"] + layout + ", " + rows["slope"] + ", " + rows["dtype"] + slope
-    rows["family"] = np.where(rows["slope"] == "number", "Leaky ReLU", "PReLU")
-    rows["nbytes"] = rows["bytes"] / rows["op"].map(PASSES)
-    rows["us"] = rows["device_us"].where(rows["nbytes"] >= DEVICE_BYTES, rows["call_us"])
-    return rows
-
-
-def pivot(rows: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """A figure by setting, and by operation and provider."""
-    every = pd.MultiIndex.from_product([PASSES, PROVIDERS])
-    known = rows.dropna(subset=["case"])
-    table = known.pivot_table(figure, SETTING, ["op", "provider"], "last", sort=False)
-    settings = pd.MultiIndex.from_frame(known[SETTING].drop_duplicates())
-    return table.reindex(index=settings, columns=every)
-
-
-def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the bar is about, by setting; NaN where it is not measured."""
-    us, call_us, pct_copy = (pivot(rows, figure) for figure in ("us", "call_us", "pct_copy"))
-    extra = pivot(rows, "extra_bytes") / MIB
-    found = {f"{op}, % of copy": pct_copy[op, OURS] for op in ("forward", "backward")}
-    for other in ("eager", "compile"):
-        step, passes = us["step"], us["forward"] + us["backward"]
-        found[f"x {other}"] = (step[other] / step[OURS]).fillna(passes[other] / passes[OURS])
-    found["inference, x eager"] = call_us["inference", "eager"] / call_us["inference", OURS]
-    found["extra MiB"], found["eager's"] = extra["backward", OURS], extra["backward", "eager"]
-    return pd.DataFrame(found)
+def write(gpus: Mapping[Path, pd.DataFrame], check: bool) -> None:
+    """Writes, or checks, what stands between README's markers."""
+    between = re.compile(f"(?<={BEGIN}\n).*(?=\n{END})", re.DOTALL)
+    old = README.read_text(encoding="utf-8")
+    new, count = between.subn(lambda _: block(gpus), old)
+    if not count:
+        fail(f"{README}: no lines {BEGIN} and {END}; add them where the table belongs.")
+    if not check:
+        README.write_text(new, encoding="utf-8")
+    elif old != new:
+        fail(f"{README}: its table is not what `python -m benchmarks report` makes.")
 
 
 class Line(NamedTuple):

@@ -1,8 +1,10 @@
 """Times prelu_gpu's operators on a GPU beside PyTorch's, torch.compile and a copy.
 
-python -m benchmarks speed --core --results DIR         the cases that tell most
-python -m benchmarks speed --results DIR --minutes 7    all, most telling first, or goes on
-python -m benchmarks speed --case iresnet --op step     some; --case takes a group too
+    python -m benchmarks speed --core --results DIR         the cases that tell most
+    python -m benchmarks speed --results DIR --minutes 7    all, most telling first, or goes on
+    python -m benchmarks speed --case iresnet --op step     some; --case takes a group too
+
+Correct first, then timed: a speed is never reported of wrong results.
 """
 
 import contextlib

@@ -1,7 +1,9 @@
 """Sweeps the rule table of prelu_gpu/rules.py on the GPU at hand, and prints a proposed one.
 
-python -m benchmarks tune                  for seven minutes
-python -m benchmarks tune --results DIR    also writes every timing into DIR/<gpu>-tune.csv
+    python -m benchmarks tune                  for seven minutes
+    python -m benchmarks tune --results DIR    also writes every timing into DIR/<gpu>-tune.csv
+
+Nothing is changed: a person edits the table.
 """
 
 import contextlib
@@ -49,8 +51,7 @@ def main(minutes: Minutes = 7.0, results: ResultsFolder = None) -> None:
 
     From each row as it is, one field at a time, for seven minutes unless --minutes says more. Every
     variant is checked before it is timed, and timed in turn with the row as it is, caches cold.
-    Nothing is changed: a person edits prelu_gpu/rules.py. With --results every timing is written
-    into <gpu>-tune.csv.
+    With --results every timing is written into <gpu>-tune.csv.
     """
     console, obstacle = program.open_console(), program.find_obstacle()
     if obstacle:

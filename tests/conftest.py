@@ -12,12 +12,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("default")
     import torch
 
-    GPU = torch.cuda.is_available()
-    if not GPU:
+    if not torch.cuda.is_available():
         # Triton decides when a kernel is decorated, so before the first import.
         os.environ["TRITON_INTERPRET"] = "1"
 
-    from support import randn
+    from support import CANARY, GPU, MARGIN, randn
 
     from prelu_gpu import backend, kernel_threshold, launch
     from prelu_gpu.backend import Backend, warn_once
@@ -33,9 +32,6 @@ with contextlib.suppress(ImportError):
     settings.register_profile("default", max_examples=examples, deadline=None, derandomize=True)
     settings.register_profile("full", max_examples=20_000, deadline=None, derandomize=False)
     settings.load_profile("default")
-
-MARGIN = 64
-CANARY = 12345.0
 
 
 def pytest_configure(config):

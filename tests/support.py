@@ -9,6 +9,10 @@ import torch
 
 from prelu_gpu import composed, reference
 
+GPU = torch.cuda.is_available()
+MARGIN, CANARY = 64, 12345.0
+"""Elements around what a kernel writes, and what they hold."""
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PAIRS = (
     *((dtype, dtype) for dtype in DTYPES),

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GPU
-from support import backward, integers, randn
+from support import GPU, backward, integers, randn
 
 from prelu_gpu import launch, prelu, rules, run
 from prelu_gpu.kernels import partials

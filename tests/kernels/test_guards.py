@@ -6,8 +6,7 @@ import random
 
 import pytest
 import torch
-from conftest import GPU, MARGIN
-from support import DTYPES, REDUCTIONS, assert_same, backward, id_of, randn
+from support import DTYPES, GPU, MARGIN, REDUCTIONS, assert_same, backward, id_of, randn
 
 from prelu_gpu import prelu
 from prelu_gpu.rules import Kind

@@ -4,8 +4,16 @@ import itertools
 
 import pytest
 import torch
-from conftest import MARGIN
-from support import REDUCTIONS, assert_same, backward, eager_backward, id_of, integers, randn
+from support import (
+    MARGIN,
+    REDUCTIONS,
+    assert_same,
+    backward,
+    eager_backward,
+    id_of,
+    integers,
+    randn,
+)
 
 from prelu_gpu import launch, leaky_relu, prelu
 from prelu_gpu.layout import DENSE, Gaps, View, make_view

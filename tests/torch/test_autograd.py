@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import MARGIN
 from support import (
+    MARGIN,
     REDUCTIONS,
     assert_same,
     backward,

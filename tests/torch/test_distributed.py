@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GPU
 from distributed import CHECKS, WORLD
+from support import GPU
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
