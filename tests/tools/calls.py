@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -75,60 +75,51 @@ class Tensors(NamedTuple):
     dim: int = 1
 
 
-class Memory:
-    """Makes tensors that hold no values.
+def tensors(
+    pair: tuple[torch.dtype, torch.dtype],
+    offsets: tuple[int, ...] = (0, 0, 0),
+    dense: tuple[tuple[int, ...], ...] = DENSE,
+) -> Iterator[Tensors]:
+    """Tensors of every kind of memory, which hold no values.
 
     Args:
         pair: dtypes of x and of the slopes.
         offsets: elements by which x, the slopes and the gradient lie off the grid of 16 bytes.
+        dense: shapes of dense tensors.
     """
 
-    def __init__(
-        self, pair: tuple[torch.dtype, torch.dtype], offsets: tuple[int, ...] = (0, 0, 0)
-    ) -> None:
-        self.x, self.weight, self.grad_y = (
-            functools.partial(self._tensor, dtype, offset)
-            for dtype, offset in zip((*pair, pair[0]), offsets, strict=True)
+    def maker(dtype: torch.dtype, offset: int) -> Callable[..., Tensor]:
+        return lambda *shape: torch.empty(math.prod(shape) + offset, dtype=dtype)[offset:].view(
+            shape
         )
 
-    @staticmethod
-    def _tensor(dtype: torch.dtype, offset: int, *shape: int) -> Tensor:
-        return torch.empty(math.prod(shape) + offset, dtype=dtype)[offset:].view(shape)
+    x, weight, grad_y = map(maker, (*pair, pair[0]), offsets)
 
-    def gradients(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    def gradients(shape: tuple[int, ...]) -> Iterator[Tensor]:
         """A dense one, and those that `sum` makes: one number, and one for each row."""
-        yield self.grad_y(*shape)
-        yield self.grad_y(*[1] * len(shape)).expand(shape)
-        yield self.grad_y(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
+        yield grad_y(*shape)
+        yield grad_y(*[1] * len(shape)).expand(shape)
+        yield grad_y(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
 
-    def all(self, dense: tuple[tuple[int, ...], ...] = DENSE) -> Iterator[Tensors]:
-        """Tensors of every kind of memory."""
-        for shape in dense:
-            for slopes, grad_y in itertools.product({1, *shape[1:2]}, self.gradients(shape)):
-                yield Tensors(self.x(*shape), self.weight(slopes), grad_y)
-            if len(shape) > 1:
-                yield Tensors(self.x(*shape), self.weight(shape[-1]), self.grad_y(*shape), -1)
-        for shape in CHANNELS_LAST:
-            x, grad_y = (
-                make(*shape).to(memory_format=torch.channels_last) for make in (self.x, self.grad_y)
-            )
-            yield Tensors(x, self.weight(shape[1]), grad_y)
-            yield Tensors(x, self.weight(shape[1]), self.grad_y(*shape))
-        for whole in SLICED:
-            half = whole[1] // 2
-            yield from self._parts(whole, (slice(None), slice(half)))
-        for whole, kept in CUT:
-            yield from self._parts(whole, (..., slice(kept)))
-        # What only a copy can read.
-        yield Tensors(self.x(20, 12, 80)[..., ::2], self.weight(12), self.grad_y(20, 12, 40))
-
-    def _parts(self, whole: tuple[int, ...], part: Any) -> Iterator[Tensors]:
-        x, grad_y = self.x(*whole)[part], self.grad_y(*whole)[part]
-        shape = tuple(x.shape)
+    for shape in dense:
+        for slopes, gradient in itertools.product({1, *shape[1:2]}, gradients(shape)):
+            yield Tensors(x(*shape), weight(slopes), gradient)
+        if len(shape) > 1:
+            yield Tensors(x(*shape), weight(shape[-1]), grad_y(*shape), -1)
+    for shape in CHANNELS_LAST:
+        last = [make(*shape).to(memory_format=torch.channels_last) for make in (x, grad_y)]
+        yield Tensors(last[0], weight(shape[1]), last[1])
+        yield Tensors(last[0], weight(shape[1]), grad_y(*shape))
+    halves = [(whole, (slice(None), slice(whole[1] // 2))) for whole in SLICED]
+    for whole, part in (*halves, *((whole, (..., slice(kept))) for whole, kept in CUT)):
+        part_x, part_grad_y = x(*whole)[part], grad_y(*whole)[part]
+        shape = part_x.shape
         for slopes in {1, shape[1]}:
-            for gradient in (grad_y, *self.gradients(shape)):
-                yield Tensors(x, self.weight(slopes), gradient)
-            yield Tensors(self.x(*shape), self.weight(slopes), grad_y)
+            for gradient in (part_grad_y, *gradients(shape)):
+                yield Tensors(part_x, weight(slopes), gradient)
+            yield Tensors(x(*shape), weight(slopes), part_grad_y)
+    # What only a copy can read.
+    yield Tensors(x(20, 12, 80)[..., ::2], weight(12), grad_y(20, 12, 40))
 
 
 Function = Callable[[Tensor, nn.Parameter, int], Tensor]
@@ -160,13 +151,10 @@ def shared_axes(x: Tensor, weight: nn.Parameter, dim: int) -> Tensor:
     return with_slopes(module, slopes)(x)
 
 
-@prelu_gpu.enabled("cpu")
-def enabled(function: Function, given: Tensors, needs: tuple[bool, bool]) -> None:
-    """A function of PyTorch, and its backward."""
-    step(function, given, needs)
+Needs = tuple[bool, bool]
 
 
-def step(function: Function, given: Tensors, needs: tuple[bool, bool]) -> None:
+def step(function: Function, given: Tensors, needs: Needs) -> None:
     """A forward and a backward."""
     x, weight = given.x.detach().requires_grad_(needs[0]), nn.Parameter(given.weight, needs[1])
     y = function(x, weight, given.dim)
@@ -174,7 +162,7 @@ def step(function: Function, given: Tensors, needs: tuple[bool, bool]) -> None:
         y.backward(given.grad_y)
 
 
-def operators(given: Tensors, needs: tuple[bool, bool]) -> None:
+def operators(given: Tensors, needs: Needs) -> None:
     """The library's operators."""
     x, weight, grad_y, dim = given
     channel_dim = None if weight.numel() == 1 else dim % x.dim()
@@ -185,28 +173,31 @@ def operators(given: Tensors, needs: tuple[bool, bool]) -> None:
     ops.leaky_relu_backward(grad_y, x, 0.1)
 
 
-ENTRANCES: dict[str, Callable[[Tensors, tuple[bool, bool]], None]] = {
-    "prelu": functools.partial(step, lambda x, weight, dim: prelu(x, weight, dim=dim)),
-    "prelu, slopes of x's rank": functools.partial(step, broadcast),
-    "PReLU": functools.partial(
-        step, lambda x, weight, dim: with_slopes(prelu_gpu.PReLU(dim=dim), weight)(x)
-    ),
-    "SharedAxesPReLU": functools.partial(step, shared_axes),
-    "accelerate": functools.partial(
-        step, lambda x, weight, _: with_slopes(prelu_gpu.accelerate(nn.PReLU()), weight)(x)
-    ),
+FUNCTIONS: dict[str, Function] = {
+    "prelu": lambda x, weight, dim: prelu(x, weight, dim=dim),
+    "prelu, slopes of x's rank": broadcast,
+    "PReLU": lambda x, weight, dim: with_slopes(prelu_gpu.PReLU(dim=dim), weight)(x),
+    "SharedAxesPReLU": shared_axes,
+    "accelerate": lambda x, weight, _: with_slopes(prelu_gpu.accelerate(nn.PReLU()), weight)(x),
+    "leaky_relu": lambda x, *_: leaky_relu(x, 0.1),
+    "leaky_relu of -0.0": lambda x, *_: leaky_relu(x, -0.0),
+    "leaky_relu in place": lambda x, *_: leaky_relu(x * 1, 0.1, inplace=True),
+    "LeakyReLU": lambda x, *_: prelu_gpu.LeakyReLU(0.1)(x),
+    "LeakyReLU in place": lambda x, *_: prelu_gpu.LeakyReLU(0.1, inplace=True)(x * 1),
+}
+PATCHED: dict[str, Function] = {
+    "enable, torch.prelu": lambda x, weight, _: torch.prelu(x, weight),
+    "enable, torch.nn.PReLU": lambda x, weight, _: with_slopes(nn.PReLU(), weight)(x),
+}
+"""Functions of PyTorch that the library serves on demand."""
+
+ENTRANCES: dict[str, Callable[[Tensors, Needs], None]] = {
+    **{name: functools.partial(step, function) for name, function in FUNCTIONS.items()},
+    **{
+        name: functools.partial(prelu_gpu.enabled("cpu")(step), function)
+        for name, function in PATCHED.items()
+    },
     "torch.ops.prelu_gpu": operators,
-    "leaky_relu": functools.partial(step, lambda x, *_: leaky_relu(x, 0.1)),
-    "leaky_relu of -0.0": functools.partial(step, lambda x, *_: leaky_relu(x, -0.0)),
-    "leaky_relu in place": functools.partial(step, lambda x, *_: leaky_relu(x * 1, 0.1, True)),
-    "LeakyReLU": functools.partial(step, lambda x, *_: prelu_gpu.LeakyReLU(0.1)(x)),
-    "LeakyReLU in place": functools.partial(
-        step, lambda x, *_: prelu_gpu.LeakyReLU(0.1, inplace=True)(x * 1)
-    ),
-    "enable, torch.prelu": functools.partial(enabled, lambda x, weight, _: torch.prelu(x, weight)),
-    "enable, torch.nn.PReLU": functools.partial(
-        enabled, lambda x, weight, _: with_slopes(nn.PReLU(), weight)(x)
-    ),
 }
 
 
@@ -216,9 +207,8 @@ def takes(entrance: str, given: Tensors) -> bool:
         return given.x.dim() > 1
     if entrance == "accelerate":
         return given.dim == 1
-    return not entrance.startswith("enable") or (
-        given.dim == 1 and given.x.dtype == given.weight.dtype
-    )
+    alike = given.dim == 1 and given.x.dtype == given.weight.dtype
+    return alike or entrance not in PATCHED
 
 
 @contextlib.contextmanager

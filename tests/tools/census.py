@@ -1,8 +1,8 @@
 """A census of the kernels: all that public calls launch, compiled for GPUs that need not be there.
 
     python tests/tools/census.py                      every set of compile-time constants
-    python tests/tools/census.py --each               each constant, dtype and absent tensor once
-    python tests/tools/census.py --full               every set, alignment and special size
+    python tests/tools/census.py --detail each        each constant, dtype and absent tensor once
+    python tests/tools/census.py --detail full        every set, alignment and special size
     python tests/tools/census.py --target sm_80 gfx942  for other GPUs than sm_90
     python tests/tools/census.py --entrance leaky_relu  the calls of one public name
 
@@ -16,7 +16,6 @@ Triton's interpreter cannot tell: it runs Python, and what runs there may not co
 
 import argparse
 import ast
-import contextlib
 import enum
 import itertools
 import sys
@@ -28,9 +27,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import triton
-from calls import DENSE, ENTRANCES, PAIRS, SPECIAL, Memory, Tensors, call_all
+from calls import DENSE, ENTRANCES, PAIRS, SPECIAL, Tensors, call_all, tensors
 from torch import Tensor
 from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import code_generator
 from triton.compiler.code_generator import CodeGenerator
 from triton.compiler.errors import CompilationError
 
@@ -96,60 +96,51 @@ def specialization(call: Call, values: Values) -> tuple[object, ...]:
     )
 
 
+FOLDER = Path(launch.__file__).parent / "kernels"
+
 Place = tuple[str, int, str]
 """File, line, and what is there: a function, or a way that a branch may go."""
 
 
-class Branches:
-    """Functions and compile-time branches of kernels/, and where the compiler went."""
+def functions() -> set[Place]:
+    """The functions of kernels/."""
+    return {
+        (path.name, node.lineno, node.name)
+        for path in FOLDER.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
 
-    def __init__(self) -> None:
-        self.folder = Path(launch.__file__).parent / "kernels"
-        self.taken: set[Place] = set()
-        self.there: set[Place] = {
-            (path.name, node.lineno, node.name)
-            for path in self.folder.glob("*.py")
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.FunctionDef)
-        }
 
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Notes what Triton visits of the kernels' code."""
-        visit = CodeGenerator.visit
-        # By function that is compiled: its nodes, kept so that their ids stay theirs, and what
-        # they evaluate to.
-        visited: dict[int, dict[int, tuple[ast.AST, Any]]] = {}
+class Watched(CodeGenerator):
+    """Triton's compiler of one function. Notes functions of kernels/ and compile-time branches."""
 
-        def noting(generator: Any, node: Any) -> Any:
-            if node is None or Path(generator.file_name).parent != self.folder:
-                return visit(generator, node)
-            if isinstance(node, ast.FunctionDef):
-                visited[id(generator)] = {}
-                self.taken.add(self._place(generator, node, node.name))
-            nodes = visited.setdefault(id(generator), {})
-            nodes[id(node)] = node, None  # before its children: a branch asks for its first one
-            result = visit(generator, node)
-            nodes[id(node)] = node, result
-            if isinstance(node, (ast.If, ast.IfExp)):
-                _, condition = nodes[id(node.test)]
-                if not isinstance(condition, triton.language.tensor):
-                    first = node.body[0] if isinstance(node, ast.If) else node.body
-                    test = ast.unparse(node.test)
-                    ways = [self._place(generator, node, way) for way in (test, f"not ({test})")]
-                    self.there.update(ways)
-                    self.taken.add(ways[id(first) not in nodes])
-            if isinstance(node, ast.FunctionDef):
-                del visited[id(generator)]
-            return result
+    there: set[Place]
+    """What the compiler should reach: both ways of each branch, and every function."""
+    reached: set[Place]
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CodeGenerator, "visit", noting)
-            yield
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.tests: dict[ast.AST, str] = {}
 
-    @staticmethod
-    def _place(generator: Any, node: ast.stmt | ast.expr, what: str) -> Place:
-        return Path(generator.file_name).name, generator.begin_line + node.lineno, what
+    def visit(self, node: Any) -> Any:
+        """Compiles a node of the function's syntax tree."""
+        if node is None or Path(self.file_name).parent != FOLDER:
+            return super().visit(node)
+        if isinstance(node, ast.FunctionDef):
+            self.reached.add(self._place(node, node.name))
+        elif isinstance(node, (ast.If, ast.IfExp)):
+            self.tests[node.test] = ast.unparse(node.test)
+        value = super().visit(node)
+        # A tensor is known at run time only; anything else has chosen a way now.
+        if node in self.tests and not isinstance(value, triton.language.tensor):
+            ways = [self._place(node, prefix + self.tests[node]) for prefix in ("not ", "")]
+            self.there.update(ways)
+            self.reached.add(ways[bool(value)])
+        return value
+
+    def _place(self, node: ast.stmt | ast.expr, what: str) -> Place:
+        return Path(self.file_name).name, self.begin_line + node.lineno, what
 
 
 class Detail(enum.Enum):
@@ -200,36 +191,34 @@ def memories(detail: Detail) -> Iterator[Tensors]:
     full = detail is Detail.FULL
     shapes = (*DENSE, *SPECIAL) if full else DENSE
     for offsets in itertools.product((0, 1), repeat=3) if full else [(0, 0, 0)]:
-        in_turn = zip(*(Memory(pair, offsets).all(shapes) for pair in PAIRS), strict=True)
+        in_turn = zip(*(tensors(pair, offsets, shapes) for pair in PAIRS), strict=True)
         yield from (given[turn % len(PAIRS)] for turn, given in enumerate(in_turn))
         if detail is not Detail.EACH:
-            yield from Memory((torch.float64, torch.float64), offsets).all(shapes)
+            yield from tensors((torch.float64, torch.float64), offsets, shapes)
 
 
 def take(gpu: str, detail: Detail, entrances: Collection[str]) -> list[str]:
     """Takes the census for a GPU and prints it; gives what is wrong."""
-    census, branches = Census(detail), Branches()
+    census = Census(detail)
+    Watched.there, Watched.reached = functions(), set()
     compile_for(GPUS[gpu].target)
-    # A folder of its own keeps kernels without machine code from all other programs.
-    with (
-        branches.noted(),
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(code_generator, "CodeGenerator", Watched)
         # ptxas takes longer than all else; test_machine_code.py runs it.
         patch.setattr(CUDABackend, "make_cubin", lambda *args, **options: b"")
-        triton.knobs.cache.dir = folder
-        reached = call_all(census.compile, gpu, memories(detail), entrances)
+        # A folder of its own keeps kernels without machine code from all other programs.
+        patch.setattr(triton.knobs.cache, "dir", folder)
+        launched = call_all(census.compile, gpu, memories(detail), entrances)
     for one in census.compiled:
         print(f"{gpu} {one}")
-    print(f"{gpu}: {len(census.compiled)} kernels compiled, {len(branches.taken)} branches")
+    print(f"{gpu}: {len(census.compiled)} kernels compiled, {len(Watched.reached)} places reached")
     return [
         *(f"{gpu}: {one} does not compile, called by {why}" for one, why in census.failed.items()),
         *(
             f"{gpu}: {file}:{line}: {what} is compiled nowhere"
-            for file, line, what in sorted(branches.there - branches.taken)
+            for file, line, what in sorted(Watched.there - Watched.reached)
         ),
-        *(f"{gpu}: {entrance} reaches no kernel" for entrance in {*entrances} - reached),
+        *(f"{gpu}: {entrance} reaches no kernel" for entrance in {*entrances} - launched),
     ]
 
 
@@ -237,19 +226,14 @@ def main() -> int:
     """The program; gives the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--target", nargs="+", choices=GPUS, default=["sm_90"])
-    for detail in (Detail.EACH, Detail.FULL):
-        parser.add_argument(
-            f"--{detail.value}",
-            dest="detail",
-            action="store_const",
-            const=detail,
-            default=Detail.SETS,
-        )
+    parser.add_argument("--detail", choices=[d.value for d in Detail], default="sets")
     parser.add_argument("--entrance", nargs="+", choices=ENTRANCES, default=[*ENTRANCES])
     options = parser.parse_args()
     if INTERPRETED:
         parser.error("TRITON_INTERPRET=1 runs Python: unset it, and kernels are compiled")
-    wrong = [one for gpu in options.target for one in take(gpu, options.detail, options.entrance)]
+    wrong = [
+        one for gpu in options.target for one in take(gpu, Detail(options.detail), options.entrance)
+    ]
     print("\n".join(wrong), file=sys.stderr)
     return int(bool(wrong))
 
