@@ -70,8 +70,9 @@ def console():
 
 
 @pytest.fixture
-def cli():
+def cli(monkeypatch):
     """Runs `python -m benchmarks ...` in this process; gives the exit status."""
+    monkeypatch.setenv("COLUMNS", "400")  # messages stay in one line
 
     def run(*arguments):
         with pytest.raises(SystemExit) as end:
