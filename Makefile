@@ -43,12 +43,15 @@ mutations: $(ready)
 machine-code: $(ready)
 	$(PYTHON) -m benchmarks machine-code
 
-# Each version alone in a folder, which stands before the environment's packages.
+# Each version lies alone in a folder, before the environment's packages. A failure stops no other.
+TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 machine-code-matrix: $(ready)
-	set -e; for version in 3.6.0 3.7.1 3.8.0 3.9.0; do folder=$(RESULTS)/triton-$$version; \
-	test -d $$folder || $(PYTHON) -m pip install --quiet --no-deps --target $$folder triton==$$version; \
-	echo "triton $$version"; PYTHONPATH=$$folder:$(PYTHONPATH) $(PYTHON) -m pytest \
-	tests/benchmarks/test_machine_code.py; done
+	@failed=0; for version in $(TRITONS); do folder=$(abspath $(RESULTS))/triton-$$version; \
+	echo "triton $$version"; \
+	{ test -d $$folder/triton-$$version.dist-info || \
+	$(PYTHON) -m pip install --quiet --no-deps --target $$folder triton==$$version; } && \
+	PYTHONPATH=$$folder:$(PYTHONPATH) $(PYTHON) -m pytest tests/benchmarks/test_machine_code.py || failed=1; \
+	done; exit $$failed
 
 lint: $(ready)
 	$(PYTHON) -m ruff check .
