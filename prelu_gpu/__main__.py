@@ -36,7 +36,7 @@ def main() -> int:
         if served_by is Backend.TRITON:
             print(f"              PyTorch operators below {get_kernel_threshold()} elements")
         left = served_by is Backend.PYTORCH
-        if device.type == "cpu" and left:
+        if device.type == "cpu" and left and backend.WITHOUT_TRITON is None:
             print("              TRITON_INTERPRET=1 runs the kernels here, interpreted and slow")
         print(
             f"  enable()    {'leaves torch.prelu as it is' if left else 'serves torch.prelu too'}"

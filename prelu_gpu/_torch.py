@@ -123,6 +123,16 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def destroy(library: Any) -> None:
+    """Takes a library's operators out of PyTorch's table. Waits for: a public end of a Library."""
+    library._destroy()
+
+
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Whether a module has hooks around its forward. Waits for: a public question in nn.Module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 prelu_kernel = torch.ops.aten._prelu_kernel
 prelu_kernel_backward = torch.ops.aten._prelu_kernel_backward
 """What torch.prelu and its backward end in: slopes of the input's rank, which broadcast. Autocast

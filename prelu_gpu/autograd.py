@@ -94,10 +94,10 @@ class LeakyReLUFunction(torch.autograd.Function):
 def _backward_route(grad_y: Tensor, *saved: Tensor) -> Route:
     """The route of a backward whose forward was a kernel's.
 
-    With create_graph=True the gradients must be differentiable, and batched gradients have no
-    memory of their own: PyTorch's operators.
+    PyTorch's operators serve where the gradients must be differentiable, as with create_graph=True,
+    where they are batched and have no memory of their own, and where the backward is compiled.
     """
     if is_batched(grad_y):
         return Route.COMPOSED
     way = route(grad_y, *saved)
-    return Route.COMPOSED if torch.is_grad_enabled() else way
+    return Route.COMPOSED if way is Route.COMPILED or torch.is_grad_enabled() else way

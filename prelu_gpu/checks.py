@@ -139,7 +139,7 @@ def refuse_scripting(*_: object) -> NoReturn:
 
 
 def check_memory(*tensors: Tensor) -> None:
-    """Checks that there is memory behind tensors, where a kernel would read what is another's.
+    """Checks that there is memory behind tensors: a kernel would read other tensors' memory.
 
     FSDP, for one, resizes the storages of parameters to nothing while they are not in use.
     """

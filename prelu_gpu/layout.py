@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Gaps(NamedTuple):
     """What a kernel adds to an input's pointer, in elements, beside its own offsets in a result.
 
-    Those are dense: gaps are what an input's strides are longer.
+    Those offsets are dense: a gap is the rest of the input's stride.
     """
 
     outer: int = 0
@@ -36,7 +36,7 @@ class View(NamedTuple):
     x: Gaps = DENSE
     grad_y: Gaps = DENSE
     copies: tuple[str, ...] = ()
-    """Inputs that lie in no such way: this pass copies them into the result's layout."""
+    """Inputs that no gaps describe: this pass copies them into the result's layout."""
 
     @property
     def numel(self) -> int:

@@ -1,7 +1,7 @@
 """The kernels as operators of PyTorch's dispatcher: `torch.ops.prelu_gpu`.
 
-Used where a dispatch mode must see every call, or the dispatcher unwrap its tensors; other calls
-skip the dispatcher. No operator has a derivative of its own: autograd.py calls them.
+Used when a dispatch mode must see every call, or when the dispatcher must unwrap the tensors; other
+calls skip the dispatcher. No operator has a derivative of its own: autograd.py calls them.
 """
 
 from typing import TYPE_CHECKING, Any

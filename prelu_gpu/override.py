@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import threshold
 from ._torch import (
     ENGINE,
     PRELU_NODE,
     current_node,
+    destroy,
     dispatch_key_set,
     in_forward_ad,
     is_fx_tracing,
@@ -29,7 +29,7 @@ from ._torch import (
 )
 from .backend import WITHOUT_TRITON, has_kernels, reason, warn_once
 from .checks import DTYPES, HALF, check_memory
-from .route import PLAIN_TYPES, as_plain
+from .route import PLAIN_TYPES, as_plain, is_small
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
     from . import launch
@@ -162,7 +162,7 @@ def _switch(device_type: str, on: bool) -> None:
     elif not on:
         _SERVED.discard(device_type)
         if device_type in _OVERRIDES and threading.active_count() == 1:
-            _OVERRIDES.pop(device_type)._destroy()
+            destroy(_OVERRIDES.pop(device_type))
 
 
 def _override(device_type: str) -> bool:
@@ -201,11 +201,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         y: Tensor
         if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
             x, weight = as_plain(x), as_plain(weight)
-        if (
-            x.numel() < threshold.elements
-            or device_type not in _SERVED
-            or not _is_prelus(x, weight)
-        ):
+        if is_small(x) or device_type not in _SERVED or not _is_prelus(x, weight):
             y = native(keys, x, weight)
         else:
             check_memory(x, weight)
@@ -220,7 +216,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         if (
             needs is None
             # In half precision the native operator rounds every product of the slope gradient.
-            or (x.numel() < threshold.elements and not (needs[1] and x.dtype in HALF))
+            or (is_small(x) and not (needs[1] and x.dtype in HALF))
             or grad_y.shape != x.shape
             or grad_y.dtype is not x.dtype
             # A recorded graph may run where nothing is overridden.

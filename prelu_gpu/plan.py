@@ -219,9 +219,10 @@ def _is_short(view: View, vector: int) -> bool:
 def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     """Outer positions that make one row of columns, elements of a vector, columns of a tile.
 
-    The fewest positions that make whole vectors and fill their tiles. Vectors are narrower where
-    `outer` holds too few for whole ones, or their partial sums were too many, though not for rows
-    long enough to be read in whole vectors one by one. Rows with gaps are not folded.
+    The fewest positions that make whole vectors and fill their tiles. Vectors are narrower if
+    `outer` holds too few positions for whole ones, or if whole ones would leave too many partial
+    sums; not so for rows that are long enough to be read in whole vectors one by one. Rows with
+    gaps are not folded.
     """
     row = view.channels * view.inner
     whole = _vector(view, itemsize)

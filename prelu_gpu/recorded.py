@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
 from . import composed
-from ._torch import any_autocast, is_exporting, prelu_kernel
+from ._torch import any_autocast, has_forward_hooks, is_exporting, prelu_kernel
 from .broadcast import along_one_dimension
 from .checks import checked_channel_dim
 
@@ -119,8 +119,8 @@ def leaf_of_fx(forward: Callable[[Module, Tensor], Tensor]) -> Callable[[Module,
     def forward_or_node(self: Module, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
             tracer: Any = input.tracer
-            hooks = self._forward_hooks or self._forward_pre_hooks
-            if isinstance(tracer, Tracer) and tracer.root is not self and not hooks:
+            is_leaf = tracer.root is not self if isinstance(tracer, Tracer) else False
+            if is_leaf and not has_forward_hooks(self):
                 path = tracer.path_of_module(self)
                 return tracer.create_proxy("call_module", path, (input,), {})
         return forward(self, input)

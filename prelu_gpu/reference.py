@@ -4,6 +4,7 @@ Read this first. Everything else in this library computes the same faster; tests
 and self-check compare with what stands here.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -54,16 +55,21 @@ def rounding(
             the root of the sum of squares is seven standard deviations. Products that underflow
             lose up to the smallest number, all toward 0.
     """
-    slopes = _slopes(weight, x, dim)
+    shape = _slopes(weight, x, dim).shape
     products = _products(grad_y.double(), x.double())
-    sums, squares = (t.sum_to_size(slopes.shape) for t in (products, products.square()))
+    # Squares of numbers up to 1 do not overflow.
+    largest = products.abs().max().item() if products.numel() else 0.0
+    scale = largest if 0 < largest < math.inf else 1.0
+    sums = products.sum_to_size(shape)
+    root = scale * (products / scale).square().sum_to_size(shape).sqrt()
     summands = x.numel() / max(1, weight.numel())
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    error = torch.finfo(wide).eps * summands**0.5 * (squares.sqrt() + sums.abs())
+    error = torch.finfo(wide).eps * summands**0.5 * (root + sums.abs())
     if products_in is not None:
         info = torch.finfo(products_in)
-        error = error + 2 * info.eps * squares.sqrt() + summands * info.eps * info.smallest_normal
-    return (error + _one_rounding(sums.abs() + error, weight.dtype)).reshape(weight.shape)
+        error = error + 2 * info.eps * root + summands * info.eps * info.smallest_normal
+    total: Tensor = error + _one_rounding(sums.abs() + error, weight.dtype)
+    return total.reshape(weight.shape)
 
 
 def mistakes(
@@ -76,12 +82,14 @@ def mistakes(
     grad_x: Tensor | None = None,
     grad_weight: Tensor | None = None,
     products_in: torch.dtype | None = None,
+    whole_numbers: bool = False,
 ) -> Iterator[str]:
     """What is wrong with computed results, in words; nothing if all of them are right.
 
     The output and the input gradient are one product in float32 (float64 for float64), rounded to
     the dtype of x: right are the same bits, or any NaN for NaN. The slope gradient may be off by
-    :func:`rounding`, which takes `products_in`.
+    :func:`rounding`, which takes `products_in`. With `whole_numbers`, x and grad_y are so small
+    ones that every sum is exact: the slope gradient may be off by its own rounding alone.
     """
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     wide_grad_y, wide_x, wide_weight = (t.detach().to(wide) for t in (grad_y, x, weight))
@@ -94,14 +102,19 @@ def mistakes(
             yield from _difference(what, actual, expected.to(x.dtype), None)
     if grad_weight is not None:
         exact = prelu_backward(grad_y.double(), x.double(), weight.double(), dim)[1].detach()
-        error = rounding(grad_y, x, weight, dim, products_in).detach()
-        yield from _difference("slope gradient", grad_weight, exact, error)
+        if whole_numbers:
+            error = _one_rounding(exact.abs(), weight.dtype)
+        else:
+            error = rounding(grad_y, x, weight, dim, products_in).detach()
+        yield from _difference("slope gradient", grad_weight, exact, error, weight.dtype)
 
 
 def _slopes(weight: Tensor, x: Tensor, dim: int) -> Tensor:
     """The slopes in a shape that broadcasts over x."""
-    if weight.numel() == 1 or weight.dim() != 1:
-        return weight.reshape([1] * x.dim()) if weight.numel() == 1 else weight
+    if weight.numel() == 1:
+        return weight.reshape([1] * x.dim())
+    if weight.dim() != 1:
+        return weight
     return weight.view([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
 
 
@@ -117,16 +130,24 @@ def _one_rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _difference(
-    what: str, actual: Tensor, expected: Tensor, tolerance: Tensor | None
+    what: str,
+    actual: Tensor,
+    expected: Tensor,
+    tolerance: Tensor | None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[str]:
-    given, wanted = ((tuple(t.shape), t.dtype) for t in (actual, expected))
-    if tolerance is None and given != wanted:
+    """The mistake in a result. Without a tolerance, the same bits are right."""
+    given = tuple(actual.shape), actual.dtype
+    wanted = tuple(expected.shape), dtype or expected.dtype
+    if given != wanted:
         yield f"{what}: {given} instead of {wanted}"
         return
-    same = (actual == expected.to(actual.dtype)) & (actual.signbit() == expected.signbit())
+    rounded = expected.to(actual.dtype)
+    same = (actual == rounded) & (actual.signbit() == rounded.signbit())
     same |= actual.isnan() & expected.isnan()
     if tolerance is not None:
-        same |= (actual.double() - expected).abs() <= tolerance
+        near = (actual.double() - expected).abs() <= tolerance
+        same |= (actual == rounded) | (near & expected.isfinite() & tolerance.isfinite())
     if not same.all():
         first = tuple(int(i) for i in (~same).nonzero()[0])
         yield (

@@ -61,8 +61,9 @@ def route(x: Tensor, *others: Tensor) -> Route:
         return Route.COMPOSED
     plain = True
     for tensor in (x, *others):
-        plain = plain and type(tensor) in PLAIN_TYPES
-        if is_zero_tensor(tensor):
+        if type(tensor) not in PLAIN_TYPES:
+            plain = False
+        elif is_zero_tensor(tensor):
             return Route.COMPOSED
     if not plain:
         return Route.DISPATCHED if is_sharded(x, *others) else Route.COMPOSED

@@ -52,7 +52,7 @@ class Call(NamedTuple):
 
 
 def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
-    """The call of a launch: of sizes and constants, the ones that the kernel has parameters for."""
+    """The call of a launch, with the sizes and constants that the kernel has parameters for."""
     known = {**launch.sizes, **launch.constants, **constants}
     arguments = {name: known[name] for name in kernel.arg_names if name in known}
     return Call(kernel, launch, arguments, {})

@@ -17,12 +17,6 @@ microseconds. In that time PyTorch's forward, at some 2.6 TB/s, computes 2**22 e
 on an H100. Interpreted kernels are for tests and learning, and serve at every size."""
 
 _LOCK = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # A child has none of the threads that might hold it.
-    os.register_at_fork(
-        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
-    )
-
 _setting = DEFAULT
 _blocks: list["_Block"] = []
 """The `kernel_threshold` blocks that are open, in the order of their opening."""
@@ -34,6 +28,7 @@ elements = DEFAULT
 class _Block:
     def __init__(self, elements: int) -> None:
         self.elements = elements
+        self.thread = threading.get_ident()
 
 
 def get_kernel_threshold() -> int:
@@ -62,23 +57,28 @@ def set_kernel_threshold(elements: int | None) -> None:
         _update()
 
 
-@contextlib.contextmanager
-def kernel_threshold(elements: int) -> Iterator[None]:
-    """:func:`set_kernel_threshold` for a block, or for a function as its decorator.
+def kernel_threshold(elements: int) -> contextlib.AbstractContextManager[None]:
+    """:func:`set_kernel_threshold` for a block, or as a decorator for a function (no generator).
 
-    The block counts in every thread, since backward passes run in threads of their own. Where
-    blocks overlap, the one that was opened last counts.
+    The block counts in every thread, since backward passes run in threads of their own. If blocks
+    overlap, the one that was opened last counts. Use it around compiled functions, not in them.
 
     >>> with prelu_gpu.kernel_threshold(0):
     ...     loss(model(x)).backward()  # by the kernels, however small x is
 
     Args:
-        elements: as in :func:`set_kernel_threshold`.
+        elements: 0 or more.
 
     Raises:
-        TypeError, ValueError: as :func:`set_kernel_threshold`.
+        TypeError: `elements` is not an integer.
+        ValueError: `elements` is negative.
     """
-    block = _Block(_checked("kernel_threshold", elements))
+    return _block(_checked("kernel_threshold", elements))
+
+
+@contextlib.contextmanager
+def _block(elements: int) -> Iterator[None]:
+    block = _Block(elements)
     with _LOCK:
         _blocks.append(block)
         _update()
@@ -93,6 +93,19 @@ def kernel_threshold(elements: int) -> Iterator[None]:
 def _update() -> None:
     global elements
     elements = _blocks[-1].elements if _blocks else _setting
+
+
+def _after_fork() -> None:
+    """A child has only the thread that forked: nobody would close the blocks of the others."""
+    _blocks[:] = [block for block in _blocks if block.thread == threading.get_ident()]
+    _update()
+    _LOCK.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_after_fork
+    )
 
 
 def _checked(function: str, elements: int) -> int:

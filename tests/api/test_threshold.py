@@ -1,10 +1,12 @@
 """The size from which the kernels serve, as a setting."""
 
 import contextlib
+import os
 import threading
 
 import pytest
 import torch
+from support import run_program
 
 import prelu_gpu
 from prelu_gpu import get_kernel_threshold, kernel_threshold, set_kernel_threshold, threshold
@@ -107,15 +109,35 @@ def test_wrong_thresholds(function):
     name = function.__name__
     for wrong in (1.5, "4", torch.ones(2)):
         with pytest.raises(TypeError, match=rf"{name}\(\): argument 'elements' must be int, not "):
-            with_function(function, wrong)
+            function(wrong)
     with pytest.raises(ValueError, match=rf"{name}\(\): got -1 elements. 0 or more is allowed"):
-        with_function(function, -1)
+        function(-1)
     assert get_kernel_threshold() == threshold.DEFAULT
 
 
-def with_function(function, elements):
-    if function is kernel_threshold:
-        with kernel_threshold(elements):
-            pass
-    else:
-        function(elements)
+FORK = """
+import os, threading, prelu_gpu
+
+opened, end = threading.Event(), threading.Event()
+
+def other():
+    with prelu_gpu.kernel_threshold(77):
+        opened.set()
+        end.wait()
+
+thread = threading.Thread(target=other)
+with prelu_gpu.kernel_threshold(5):
+    thread.start()
+    opened.wait()
+    child = os.fork()
+    if not child:
+        os._exit(prelu_gpu.get_kernel_threshold())
+    assert prelu_gpu.get_kernel_threshold() == 77
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    end.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_keeps_the_blocks_of_its_own_thread():
+    assert run_program(FORK, "-W", "ignore")[0] == "5\n"

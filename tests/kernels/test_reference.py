@@ -65,6 +65,9 @@ def without_zeros_sign(tensor):
         ("grad_x", lambda g: g * torch.nan, "input gradient: 210 of 210"),
         ("grad_weight", lambda g: g * 1.05, "slope gradient: 5 of 5"),
         ("grad_weight", lambda g: g * torch.nan, "slope gradient: 5 of 5"),
+        ("grad_weight", lambda g: g[:1], "slope gradient: ((1,), "),
+        ("grad_weight", lambda g: g[None], "slope gradient: ((1, 5), "),
+        ("grad_weight", lambda g: g.to(torch.float8_e5m2), "slope gradient: ((5,), torch.float8"),
     ],
 )
 def test_each_mistake_is_named(name, spoil, words, dtype):
@@ -92,3 +95,34 @@ def test_the_products_that_pytorch_rounds_in_half_precision_explain_its_error(dt
     theirs = {"grad_weight": backward(torch.prelu, x, weight, grad_y)[2]}
     assert list(reference.mistakes(grad_y, x, weight, **theirs))
     assert list(reference.mistakes(grad_y, x, weight, **theirs, products_in=dtype)) == []
+
+
+@pytest.mark.parametrize("wrong", [5.0, torch.inf, 0.0])
+@pytest.mark.parametrize(
+    ("x", "dtype"), [(-torch.inf, torch.float32), (-1e200, torch.float64)], ids=str
+)
+def test_infinite_and_huge_slope_gradients_are_told_from_others(x, dtype, wrong):
+    x, ones = torch.full((3,), x, dtype=dtype), torch.ones(3, dtype=dtype)
+    exact = torch.full((1,), x.sum().item(), dtype=dtype)
+    arguments = ones, x, torch.ones(1, dtype=dtype)
+    assert list(reference.mistakes(*arguments, grad_weight=exact)) == []
+    assert list(reference.mistakes(*arguments, grad_weight=torch.full_like(exact, wrong)))
+
+
+def test_sums_of_one_sign_that_are_made_one_by_one_are_right():
+    x, ones = (
+        -torch.rand(2048, 96, generator=torch.Generator().manual_seed(0)),
+        torch.ones(2048, 96),
+    )
+    grad_weight = torch.zeros(96)
+    for row in x:
+        grad_weight += row
+    assert list(reference.mistakes(ones, x, torch.ones(96), grad_weight=grad_weight)) == []
+
+
+def test_whole_numbers_leave_a_sum_no_room():
+    x = torch.full((2**22,), -1.0)
+    arguments = torch.ones_like(x), x, torch.ones(1)
+    one_less = torch.tensor([1.0 - 2**22])
+    assert list(reference.mistakes(*arguments, grad_weight=one_less)) == []
+    assert list(reference.mistakes(*arguments, grad_weight=one_less, whole_numbers=True))

@@ -1,3 +1,4 @@
+import ast
 import shutil
 import subprocess
 import sys
@@ -55,3 +56,13 @@ def test_a_built_wheel_carries_the_kernels_and_the_types(tmp_path):
         [sys.executable, "-c", program], cwd=installed, check=True, capture_output=True, text=True
     )
     assert run.stdout.startswith(str(installed))
+
+
+def test_kernels_import_triton_and_each_other_alone():
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {name.name.split(".")[0] for name in node.names} == {"triton"}, path
+            elif isinstance(node, ast.ImportFrom):
+                own = node.level == 1 and (ROOT / "kernels" / f"{node.module}.py").is_file()
+                assert own or (node.level == 0 and node.module.split(".")[0] == "triton"), path

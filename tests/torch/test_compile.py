@@ -12,6 +12,7 @@ from torch.func import grad, jvp, vmap
 from torch.testing._internal.two_tensor import TwoTensor
 
 import prelu_gpu
+from prelu_gpu import leaky_relu, prelu
 
 SHAPE = (4, 3, 8)
 
@@ -242,3 +243,32 @@ def test_cuda_graphs_of_the_compiler(device):
         given = [tensor.clone() for tensor in step(compiled, x, module.weight)]
         for actual, exact in zip(given, step(module, x, module.weight), strict=True):
             torch.testing.assert_close(actual, exact)
+
+
+BACKWARDS = {
+    "y.backward() in a compiled function": lambda y, leaves: torch.compile(
+        lambda y: y.sum().backward(), backend="eager"
+    )(y),
+    "compiled autograd": lambda y, leaves: compiled_autograd(y),
+}
+
+
+def compiled_autograd(y):
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backward_of", BACKWARDS.values(), ids=BACKWARDS)
+@pytest.mark.parametrize("function", ["prelu", "leaky_relu"])
+def test_the_backward_of_an_eager_forward_is_compiled(function, backward_of, device):
+    gradients = []
+    for compiled in (False, True):
+        x = randn((4, 3, 5), torch.float32, device).requires_grad_()
+        weight = randn((3,), torch.float32, device, seed=1).requires_grad_()
+        y = prelu(x, weight) if function == "prelu" else leaky_relu(x, 0.1) + 0 * weight.sum()
+        if compiled:
+            backward_of(y, (x, weight))
+        else:
+            y.sum().backward()
+        gradients.append((x.grad, weight.grad))
+    torch.testing.assert_close(*gradients)
