@@ -46,7 +46,7 @@ machine-code: $(ready)
 # Each version lies alone in a folder, before the environment's packages. A failure stops no other.
 TRITONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 machine-code-matrix: $(ready)
-	failed=0; for version in $(TRITONS); do folder=$(abspath $(RESULTS))/triton-$$version; \
+	@failed=0; for version in $(TRITONS); do folder=$(abspath $(RESULTS))/triton-$$version; \
 	echo "triton $$version"; \
 	{ test -d $$folder/triton-$$version.dist-info || \
 	$(PYTHON) -m pip install --quiet --no-deps --target $$folder triton==$$version; } && \
