@@ -56,8 +56,11 @@ def in_forward_ad() -> bool:
     return forward_ad._current_level >= 0
 
 
-def is_recorded() -> bool:
-    """Whether a dispatch mode records calls with tensors that have no memory."""
+def in_recording_mode() -> bool:
+    """Whether a dispatch mode records calls with tensors that have no memory.
+
+    Waits for: public names of the fake, the functionalising and the proxy mode.
+    """
     return any(torch._C._get_dispatch_mode(key) is not None for key in _RECORDING_MODES)
 
 
@@ -140,4 +143,5 @@ does not know them, and they have all derivatives. Wait for: a torch.prelu whose
 `enable` overrides them."""
 
 PRELU_NODE = "PreluKernelBackward0"
-"""PyTorch's name for torch.prelu in the graphs of autograd."""
+"""PyTorch's name for torch.prelu in the graphs of autograd. Waits for: a way to ask a node which
+operator it differentiates."""

@@ -27,18 +27,17 @@ class Backend(enum.Enum):
     PYTORCH = "PyTorch operators"
 
 
-def backend_of(device: torch.device) -> Backend:
-    """The backend of tensors on `device`."""
-    if WITHOUT_TRITON is not None:
-        return Backend.PYTORCH
-    if INTERPRETED and device.type in ("cpu", *KERNEL_DEVICES):
-        return Backend.INTERPRETER
-    return Backend.TRITON if device.type in KERNEL_DEVICES else Backend.PYTORCH
-
-
 def has_kernels(device: torch.device) -> bool:
     """Whether there are kernels for tensors on `device`."""
-    return backend_of(device) is not Backend.PYTORCH
+    there = device.type in KERNEL_DEVICES or (INTERPRETED and device.type == "cpu")
+    return there and WITHOUT_TRITON is None
+
+
+def backend_of(device: torch.device) -> Backend:
+    """The backend of tensors on `device`."""
+    if not has_kernels(device):
+        return Backend.PYTORCH
+    return Backend.INTERPRETER if INTERPRETED else Backend.TRITON
 
 
 def reason(device: torch.device) -> str:

@@ -39,7 +39,8 @@ def checked_channel_dim(input: Tensor, weight: Tensor, dim: int) -> int | None:
             "prelu: Expected all tensors to be on the same device, but got input on "
             f"{input.device} and weight on {weight.device}. Move one with .to(device)."
         )
-    dim = checked_dim("prelu", dim)
+    if type(dim) is not int:
+        dim = checked_dim("prelu", dim)
     if (
         not (input.layout is weight.layout is torch.strided)
         or input.is_quantized

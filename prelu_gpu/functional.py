@@ -87,7 +87,8 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     if type(x) not in PLAIN_TYPES or type(weight) not in PLAIN_TYPES:
         x, weight = as_plain(x), as_plain(weight)
     way = route(x, weight)
-    x, weight = _autocast(x, weight, way)
+    if any_autocast():
+        x, weight = _autocast(x, weight, way)
     if way is Route.COMPOSED and recorded.is_recording():
         return recorded.prelu(x, weight, dim)
     channel_dim = checked_channel_dim(x, weight, dim)
@@ -194,13 +195,11 @@ def _may_write(x: Tensor) -> bool:
 
 
 def _autocast(x: Tensor, weight: Tensor, way: Route) -> tuple[Tensor, Tensor]:
-    """The arguments as autocast casts them: prelu is on its lower-precision list.
+    """The arguments as autocast, which is on, casts them: prelu is on its lower-precision list.
 
     The kernels read a float32 slope unrounded. PyTorch's operator would compute in float32 beside
     one, and save a float32 copy of the input: it gets the slope cast.
     """
-    if not any_autocast():
-        return x, weight
     device_type = x.device.type
     # Compiled code runs on devices that have autocast, and Dynamo before torch 2.13 cannot ask.
     if not (is_dynamo_compiling() or torch.amp.is_autocast_available(device_type)):

@@ -110,6 +110,7 @@ def _backward(
         grad_y = _copy(grad_y, x) if "grad_y" in planned.view.copies else grad_y
         x = _copy(x, x) if "x" in planned.view.copies else x
 
+    direct = planned.direct
     # Where the kernel adds its sums, or leaves partial ones, or writes the gradient itself.
     sums = counts = grad_weight = None
     if needs_weight:
@@ -117,7 +118,7 @@ def _backward(
         sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if planned.atomic:
             sums = torch.zeros_like(weight, dtype=sum_dtype)
-        elif planned.direct:
+        elif direct:
             sums = grad_weight = torch.empty_like(weight)
         else:
             sums = torch.empty(planned.partials, dtype=sum_dtype, device=x.device)
@@ -139,7 +140,7 @@ def _backward(
 
     if planned.atomic and sums is not None and weight is not None:
         grad_weight = sums.to(weight.dtype)
-    elif needs_weight and not planned.direct and not planned.finish:
+    elif needs_weight and not direct and not planned.finish:
         call = _sum_call(planned.partials)
         run(call, {"partials_ptr": sums, "grad_weight_ptr": grad_weight})
     return grad_x, grad_weight

@@ -14,9 +14,9 @@ from ._torch import (
     dispatch_modes,
     has_no_dispatch,
     in_forward_ad,
+    in_recording_mode,
     in_transform,
     is_exporting,
-    is_recorded,
     is_tracing,
     is_zero_tensor,
     without_class,
@@ -57,7 +57,7 @@ def route(x: Tensor, *others: Tensor) -> Route:
     modes = dispatch_modes()
     if is_compiling() or in_transform() or in_forward_ad() or is_tracing():
         return Route.COMPOSED
-    if modes and is_recorded():
+    if modes and in_recording_mode():
         return Route.COMPOSED
     plain = True
     for tensor in (x, *others):

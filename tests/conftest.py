@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from support import CANARY, GPU, MARGIN, randn
 
     from prelu_gpu import backend, kernel_threshold, launch
-    from prelu_gpu.backend import Backend, warn_once
+    from prelu_gpu.backend import warn_once
     from prelu_gpu.rules import gpu_rules, using_rules
     from prelu_gpu.run import execute, intercepting
 
@@ -118,7 +118,7 @@ def threshold():
 @pytest.fixture
 def no_kernels(monkeypatch):
     """A machine without kernels."""
-    monkeypatch.setattr(backend, "backend_of", lambda device: Backend.PYTORCH)
+    monkeypatch.setattr(backend, "WITHOUT_TRITON", "a test takes it away")
 
 
 @pytest.fixture(autouse=True)
@@ -127,18 +127,29 @@ def nothing_said_yet():
     warn_once.cache_clear()
 
 
+def noted(what):
+    """What is noted of every launch; at least one kernel must be launched."""
+    made = []
+
+    def note(call, values):
+        made.append(what(call, values))
+        execute(call, values)
+
+    with intercepting(note):
+        yield made
+    assert made, "no kernel was launched"
+
+
 @pytest.fixture
 def calls():
     """Every launch, as (call, values); a test that asks for them must launch a kernel."""
-    made = []
+    yield from noted(lambda call, values: (call, values))
 
-    def noted(call, values):
-        made.append((call, values))
-        execute(call, values)
 
-    with intercepting(noted):
-        yield made
-    assert made, "no kernel was launched"
+@pytest.fixture
+def launches():
+    """The names of the kernels launched; a test that asks for them must launch one."""
+    yield from noted(lambda call, values: call.kernel.__name__)
 
 
 @pytest.fixture
@@ -150,20 +161,6 @@ def no_launch():
 
     with intercepting(refuse):
         yield
-
-
-@pytest.fixture
-def launches():
-    """The names of the kernels launched; a test that asks for them must launch one."""
-    names = []
-
-    def counted(call, values):
-        names.append(call.kernel.__name__)
-        execute(call, values)
-
-    with intercepting(counted):
-        yield names
-    assert names, "no kernel was launched"
 
 
 @pytest.fixture

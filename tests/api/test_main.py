@@ -1,4 +1,4 @@
-from unittest import mock
+import contextlib
 
 import pytest
 import torch
@@ -81,8 +81,13 @@ def test_a_wrong_leaky_relu_is_told_in_every_dtype(wrong, words, monkeypatch, ca
 
 
 def test_the_self_check_is_of_what_enable_makes_of_torch_prelu_too(monkeypatch, capsys):
-    wrong = mock.patch.object(torch, "prelu", lambda x, w: x.clamp(min=0) + w[0] * x)
-    monkeypatch.setattr(program, "enabled", lambda device_type: wrong)
+    @contextlib.contextmanager
+    def enabled(device_type):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "prelu", lambda x, w: x.clamp(min=0) + w[0] * x)
+            yield
+
+    monkeypatch.setattr(program, "enabled", enabled)
     assert program.main() == 1
     assert "wrong output" in capsys.readouterr().out
 

@@ -470,3 +470,22 @@ def test_the_kernels_serve_tensors_whose_class_only_adds_to_torch_functions(
     expected = backward(prelu, x, weight, torch.ones_like(x))
     for ours, plain in zip((y, *given), expected, strict=True):
         assert torch.equal(ours.detach().as_subclass(torch.Tensor), plain)
+
+
+class Strict(torch.Tensor):
+    """A class that knows few functions, as those of data pipelines may."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if "zerotensor" in getattr(function, "__name__", ""):
+            raise NotImplementedError(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_a_gradients_class_sees_none_of_the_questions_of_the_route(x, weight):
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    expected = torch.autograd.grad(prelu(x, weight), (x, weight), torch.ones_like(x))
+    grad_y = torch.ones_like(x).as_subclass(Strict)
+    given = torch.autograd.grad(prelu(x, weight), (x, weight), grad_y)
+    for actual, exact in zip(given, expected, strict=True):
+        torch.testing.assert_close(actual.as_subclass(torch.Tensor), exact)
