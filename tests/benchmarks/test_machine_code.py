@@ -16,7 +16,10 @@ from support import run_program
 triton = pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
 if sys.platform != "linux":
     pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
-machine_code = pytest.importorskip("benchmarks.machine_code")
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+
+from benchmarks import machine_code
 
 # All kernels are compiled once, not by each of pytest's processes.
 pytestmark = pytest.mark.xdist_group("machine code")

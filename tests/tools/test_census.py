@@ -15,6 +15,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
 pytest.importorskip("hypothesis")
+pytest.importorskip("rich")
+pytest.importorskip("typer")
 if sys.platform != "linux":
     pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
 
