@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from support import run_program
 
-triton = pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
-if sys.platform != "linux":
-    pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
+pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
 pytest.importorskip("rich")
 pytest.importorskip("typer")
+if sys.platform != "linux":
+    pytest.skip("Triton makes machine code on Linux only", allow_module_level=True)
+
+import triton
 
 from benchmarks import machine_code
 
