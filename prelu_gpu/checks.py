@@ -139,6 +139,11 @@ def refuse_scripting(*_: object) -> NoReturn:
     )
 
 
+def is_without_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has elements and no memory."""
+    return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+
+
 def check_memory(*tensors: Tensor) -> None:
     """Checks that there is memory behind tensors: a kernel would read other tensors' memory.
 
@@ -146,7 +151,7 @@ def check_memory(*tensors: Tensor) -> None:
     """
     for tensor in tensors:
         try:
-            freed = tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+            freed = is_without_memory(tensor)
         except NotImplementedError:
             continue  # a device whose tensors have no storages
         if freed:

@@ -15,7 +15,7 @@ from torch.overrides import (
 
 from . import composed, recorded
 from ._torch import any_autocast, is_exporting, is_view
-from .autograd import SERVED_BY, CompiledPReLUFunction, LeakyReLUFunction, PReLUFunction
+from .autograd import SERVED_BY, CompiledPReLUFunction, apply_leaky_relu, apply_prelu
 from .backend import WITHOUT_TRITON, has_kernels
 from .broadcast import in_memory_order
 from .checks import (
@@ -156,7 +156,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     y: Tensor
     if torch.is_grad_enabled() and input.requires_grad:
         served_by = SERVED_BY[way]
-        y = LeakyReLUFunction.apply(input, slope, inplace, served_by)  # type: ignore[no-untyped-call]
+        y = apply_leaky_relu(input, slope, inplace, served_by)
     elif inplace:
         # A graph that has saved the input must notice the change in its backward.
         torch.autograd.graph.increment_version(input)
@@ -173,7 +173,7 @@ leaky_relu.__prepare_scriptable__ = refuse_scripting  # type: ignore[attr-define
 def _prelu_by_kernels(served_by: Any, x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     y: Tensor
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        y = PReLUFunction.apply(x, weight, channel_dim, served_by)  # type: ignore[no-untyped-call]
+        y = apply_prelu(x, weight, channel_dim, served_by)
     else:
         y = served_by.prelu_forward(x, weight, channel_dim)
     return y

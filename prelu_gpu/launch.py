@@ -84,7 +84,7 @@ def _leaky_relu(x: Tensor, negative_slope: float, y: Tensor) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor | None, negative_slope: float, y: Tensor, channel_dim: int | None
 ) -> None:
-    x = x.resolve_neg()
+    x = _resolved(x)
     row = rules_for(x.device, x.itemsize, False)
     planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride())
     x = _copy(x, y) if planned.view.copies else x
@@ -100,7 +100,7 @@ def _backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
+    grad_y, x = _resolved(grad_y), _resolved(x)
     row = rules_for(x.device, x.itemsize, True)
     if row.atomic and torch.are_deterministic_algorithms_enabled():
         row = row._replace(atomic=False)
@@ -176,8 +176,13 @@ def _copy(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(tensor)
 
 
+def _resolved(tensor: Tensor) -> Tensor:
+    # The question is quicker than the answer.
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
 def _slopes(weight: Tensor) -> Tensor:
-    return weight.resolve_neg().contiguous()
+    return _resolved(weight).contiguous()
 
 
 def _fixed_slope(negative_slope: float, x: Tensor) -> tuple[Tensor | None, float]:

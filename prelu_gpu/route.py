@@ -22,7 +22,7 @@ from ._torch import (
     without_class,
 )
 from .backend import has_kernels
-from .checks import DTYPES, HALF, check_memory
+from .checks import DTYPES, HALF, check_memory, is_without_memory
 
 PLAIN_TYPES: frozenset[type[Tensor]] = frozenset((Tensor, nn.Parameter, nn.Buffer))
 
@@ -59,15 +59,22 @@ def route(x: Tensor, *others: Tensor) -> Route:
         return Route.COMPOSED
     if modes and in_recording_mode():
         return Route.COMPOSED
-    plain = True
-    for tensor in (x, *others):
-        if type(tensor) not in PLAIN_TYPES:
-            plain = False
-        elif is_zero_tensor(tensor):
-            return Route.COMPOSED
+    plain = filled = True
+    try:
+        for tensor in (x, *others):
+            if type(tensor) not in PLAIN_TYPES:
+                plain = False
+            elif is_zero_tensor(tensor):
+                return Route.COMPOSED
+            elif is_without_memory(tensor):
+                filled = False
+    except NotImplementedError:
+        # No storage: a device's that has none, or a tensor that has left a transform.
+        return Route.COMPOSED
     if not plain:
         return Route.DISPATCHED if is_sharded(x, *others) else Route.COMPOSED
-    check_memory(x, *others)
+    if not filled:
+        check_memory(x, *others)
     if not has_kernels(x.device) or x.layout is not torch.strided or x.is_quantized:
         return Route.COMPOSED
     return Route.DISPATCHED if modes else Route.KERNELS
