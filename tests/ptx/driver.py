@@ -54,6 +54,8 @@ class Options:
     """CTAs that are resident at once, when they do not run in lockstep."""
     ctas: Callable | None = None
     """Which CTAs run, of a launch of so many, in lockstep; all of them if None."""
+    complete: bool = True
+    """Whether a launch must write every element of its outputs."""
     edit: Callable | None = None
     """Changes the text of PTX before it runs."""
     trace: list | None = None

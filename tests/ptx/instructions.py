@@ -104,6 +104,11 @@ class Instruction:
         memory = self.op in ("ld", "st", "atom", "red") and "param" not in self.modifiers
         return memory or self.op in ("ldmatrix", "stmatrix", "bar", "fence", "membar")
 
+    @property
+    def is_barrier(self):
+        """Whether all threads of a CTA wait here for each other."""
+        return self.op == "bar" and "warp" not in self.modifiers
+
     def allow(self, *modifiers):
         """Refuses modifiers that are not among these."""
         if not set(self.modifiers) <= set(modifiers):
@@ -535,7 +540,8 @@ def _control(i):
     """What machine.py does by itself."""
     if i.op == "ret" and i.guard:
         i.is_unknown()
-    if i.op == "bar" and (i.modifiers != ["sync"] or i.arguments != ["0"]):
+    barriers = (["sync"], ["0"]), (["warp", "sync"], ["-1"])
+    if i.op == "bar" and (i.modifiers, i.arguments) not in barriers:
         i.is_unknown()
 
 
