@@ -415,8 +415,8 @@ def _convert(i):
         return computing(i, lambda a: narrowed(a, to), "f32")
     if source in HALF:
         return computing(i, lambda a: widened(a, source).astype(DTYPES[to]), source)
-    if (to[0] == "f") != (source[0] == "f"):
-        i.is_unknown()
+    if source[0] == "f" and to[0] != "f":
+        i.is_unknown()  # whole numbers of others
     return computing(i, lambda a: a.astype(DTYPES[to]), source)
 
 
