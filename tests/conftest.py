@@ -1,8 +1,9 @@
-"""The same tests on a GPU and, without one, on the CPU with interpreted kernels."""
+"""The same tests on a GPU and, without one, on the CPU with interpreted or emulated kernels."""
 
 import contextlib
 import math
 import os
+import sys
 import warnings
 
 import pytest
@@ -12,11 +13,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("default")
     import torch
 
-    if not torch.cuda.is_available():
-        # Triton decides when a kernel is decorated, so before the first import.
+    # Triton decides when a kernel is decorated, so before the first import. The processes of
+    # pytest-xdist know by the variable.
+    if "--compiled" in sys.argv:
+        os.environ["PRELU_GPU_TEST_COMPILED"] = "1"
+    if "PRELU_GPU_TEST_COMPILED" not in os.environ and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
 
-    from support import CANARY, GPU, MARGIN, randn
+    from support import CANARY, EMULATED, GPU, MARGIN, randn
 
     from prelu_gpu import backend, kernel_threshold, launch
     from prelu_gpu.backend import warn_once
@@ -27,24 +31,46 @@ with contextlib.suppress(ImportError):
     from hypothesis import settings
 
     # The same examples on every run; --hypothesis-profile=full draws new ones.
-    # On a GPU most of them compile kernels of their own.
-    examples = 50 if GPU else 500
+    # Compiled, most of them make kernels of their own.
+    examples = 50 if GPU or EMULATED else 500
     settings.register_profile("default", max_examples=examples, deadline=None, derandomize=True)
     settings.register_profile("full", max_examples=20_000, deadline=None, derandomize=False)
     settings.load_profile("default")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--compiled",
+        action="store_true",
+        help="run kernels as Triton compiles them, in an emulator of PTX, instead of interpreted",
+    )
+
+
 def pytest_configure(config):
     """On a GPU machine, whose packages nobody chose, only warnings from this library are errors."""
+    if EMULATED and GPU:
+        raise pytest.UsageError("--compiled is for machines without a GPU: here kernels run on it")
+    if EMULATED:
+        from ptx import driver
+
+        driver.install()
+    elif config.getoption("compiled"):
+        raise pytest.UsageError("give --compiled on the command line, where it is read first")
     if GPU:
         for line in ("default", "error:::prelu_gpu"):
             config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_collection_modifyitems(items):
+    there = {"gpu": GPU, "compiled": GPU or EMULATED, "emulated": EMULATED}
     for item in items:
-        if "gpu" in item.keywords and not GPU:
-            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        for marker, why in (
+            ("gpu", "needs a GPU"),
+            ("compiled", "needs a GPU, or --compiled"),
+            ("emulated", "needs --compiled"),
+        ):
+            if item.get_closest_marker(marker) and not there[marker]:
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture
@@ -105,6 +131,17 @@ def guarded_allocations(monkeypatch):
 def kernels_at_every_size():
     """On a GPU, too, where PyTorch's operator serves small inputs."""
     with kernel_threshold(0):
+        yield
+
+
+@pytest.fixture
+def outputs_may_be_incomplete():
+    """The emulator otherwise refuses a launch that leaves an output's elements unwritten."""
+    with contextlib.ExitStack() as stack:
+        if EMULATED:
+            from ptx import driver
+
+            stack.enter_context(driver.emulation(complete=False))
         yield
 
 

@@ -10,6 +10,8 @@ import torch
 from prelu_gpu import composed, reference
 
 GPU = torch.cuda.is_available()
+EMULATED = "PRELU_GPU_TEST_COMPILED" in os.environ
+"""Whether kernels are compiled and run in the emulator of tests/ptx."""
 MARGIN, CANARY = 64, 12345.0
 """Elements around what a kernel writes, and what they hold."""
 

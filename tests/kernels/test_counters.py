@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import GPU, backward, integers, randn
+from support import EMULATED, GPU, backward, integers, randn
 
 from prelu_gpu import launch, prelu, rules, run
 from prelu_gpu.kernels import partials
@@ -47,6 +47,7 @@ def test_more_channels_get_more_counters(device, monkeypatch):
     assert not more.any()
 
 
+@pytest.mark.usefixtures("outputs_may_be_incomplete")
 def test_a_counter_that_is_no_zero_would_be_seen(device, force):
     """What the other tests rest on: the sum is the last program's, by its counter."""
     force(Kind.PLANE)
@@ -62,7 +63,7 @@ def test_a_counter_that_is_no_zero_would_be_seen(device, force):
     assert torch.allclose(grad_weight[1], exact[1])
 
 
-@pytest.mark.skipif(GPU, reason="a GPU's programs cannot be watched")
+@pytest.mark.skipif(GPU or EMULATED, reason="programs that are compiled cannot be watched")
 @pytest.mark.parametrize("kind", SHAPES)
 def test_one_program_of_each_channel_adds_up(kind, device, force, monkeypatch):
     sums, sum_channels = [], partials.sum_channels

@@ -54,6 +54,8 @@ class Options:
     """CTAs that are resident at once, when they do not run in lockstep."""
     ctas: Callable | None = None
     """Which CTAs run, of a launch of so many, in lockstep; all of them if None."""
+    complete: bool = True
+    """Whether a launch must write every element of its outputs."""
     edit: Callable | None = None
     """Changes the text of PTX before it runs."""
     trace: list | None = None
@@ -158,10 +160,8 @@ class Launcher:
         loaded = driver.functions.get(function)
         if loaded is None:
             raise Fault("launch of a kernel that is not loaded, or not any more")
-        if loaded.device != driver.get_current_device():
-            raise Fault(
-                f"launch on device {driver.get_current_device()} of {loaded.device}'s kernel"
-            )
+        if loaded.device != (current := driver.get_current_device()):
+            raise Fault(f"launch on device {current} of device {loaded.device}'s kernel")
         if not (0 < x < 2**31 and 0 < y < 2**16 and 0 < z < 2**16):
             raise Fault(f"no such grid: {(x, y, z)}")
         with _one_at_a_time:
@@ -189,7 +189,10 @@ class Launcher:
                 ranges.append(Range(name, value, writable=name not in run._INPUTS))
                 values.append(np.uint64(value.data_ptr()))
             else:
-                values.append(np.array(value, _DTYPES[kind])[()])
+                try:
+                    values.append(np.array(value, _DTYPES[kind])[()])
+                except OverflowError:
+                    raise Fault(f"{name} is {value} for a kernel of {kind}") from None
             if name in self.divisible and int(values[-1]) % 16:
                 raise Fault(f"{name} is {values[-1]} for a kernel of multiples of 16")
         return ranges, values

@@ -154,7 +154,7 @@ class Lanes:
     def _must_be_whole(self, instruction):
         """A barrier is for all lanes of a CTA, a shuffle for those of a warp."""
         whole = 32
-        if instruction.op == "bar" and self.count > 32:
+        if instruction.is_barrier and self.count > 32:
             whole = self.launch.kernel.threads
         groups = np.unique(np.arange(self.count)[self.here] // whole, return_counts=True)[1]
         if np.any(groups != whole):
@@ -507,7 +507,7 @@ class Launch:
             else:
                 self._lockstep(options.ctas(self.ctas))
         self.memory.finish()
-        if options.ctas is None:
+        if options.ctas is None and options.complete:
             for r in self.ranges:
                 r.must_be_complete()
 
@@ -542,7 +542,7 @@ class Launch:
             if lanes.at is None:
                 running[cta] -= 1
                 running += Counter()  # without those at 0
-            elif last.op == "bar":
+            elif last.is_barrier:
                 arrived[cta].append(lanes)
                 if len(arrived[cta]) == warps:
                     self.memory.barrier(cta)
@@ -555,7 +555,7 @@ class Launch:
         """Up to where others may see it, or a barrier has been reached; gives what ran last."""
         while True:
             last = lanes.step()
-            if lanes.at is None or last.op == "bar":
+            if lanes.at is None or last.is_barrier:
                 return last
             if self.kernel.code[lanes.at].is_seen_by_others:
                 return last
