@@ -13,18 +13,30 @@ xdist = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes)
 # On a GPU tests compile their kernels, where pytest-xdist is installed eight at a time. A fault of the
 # GPU may end a worker: `load` starts another and the run fails at its end; `loadgroup` waits forever.
 TEST_OPTIONS ?= $(if $(xdist),-n 8 --dist load)
+parallel = $(if $(xdist),-n auto --dist loadgroup)
 GPU_CHECKS := $(addprefix gpu-check-,marked tests core sanitizer bench training)
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo test test-full test-stacks mutations lint bench machine-code machine-code-matrix tune \
+.PHONY: demo test test-compiled test-full test-stacks mutations lint bench machine-code machine-code-matrix tune \
 	clean gpu gpu-check $(GPU_CHECKS)
 .NOTPARALLEL:
 
 demo: $(ready)
 	$(PYTHON) -m benchmarks demo --out $(RESULTS)
 
+# The second run is of some tests of compiled kernels; the first one's failure does not stop it.
 test: $(ready)
-	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)
+	@failed=; $(PYTHON) -m pytest $(parallel) || failed="with interpreted kernels"; \
+	$(PYTHON) -m pytest --compiled $(parallel) -m chosen $(COMPILED) \
+	|| failed="$$failed$${failed:+ and }with compiled kernels"; \
+	if [ "$$failed" ]; then echo "make test: tests failed $$failed"; exit 1; fi; \
+	echo "make test: all tests passed, with interpreted and with compiled kernels"
+
+# The kernels as Triton compiles them for an H100, executed by the emulator in tests/ptx.
+test-compiled: $(ready)
+	$(PYTHON) -m pytest --compiled $(parallel) $(COMPILED)
+
+COMPILED := tests/ptx tests/kernels tests/api/test_modules.py tests/torch/test_autograd.py
 
 # 40 times as many examples of the property tests, and other ones on every run; and every kernel
 # compiled for every alignment and special size, not only for every set of constants.
