@@ -13,18 +13,32 @@ xdist = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes)
 # On a GPU tests compile their kernels, where pytest-xdist is installed eight at a time. A fault of the
 # GPU may end a worker: `load` starts another and the run fails at its end; `loadgroup` waits forever.
 TEST_OPTIONS ?= $(if $(xdist),-n 8 --dist load)
+parallel = $(if $(xdist),-n auto --dist loadgroup)
 GPU_CHECKS := $(addprefix gpu-check-,marked tests core sanitizer bench training)
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo test test-full test-stacks mutations lint bench machine-code machine-code-matrix tune \
+.PHONY: demo test test-compiled test-full test-stacks mutations lint bench machine-code machine-code-matrix tune \
 	clean gpu gpu-check $(GPU_CHECKS)
 .NOTPARALLEL:
 
 demo: $(ready)
 	$(PYTHON) -m benchmarks demo --out $(RESULTS)
 
+# First with interpreted kernels, then a choice with compiled ones.
 test: $(ready)
-	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)
+	@failed=; $(PYTHON) -m pytest $(parallel) || failed="with interpreted kernels"; \
+	$(PYTHON) -m pytest --compiled $(parallel) $(COMPILED) -k $(CHOICE) || \
+	failed="$$failed$${failed:+, and }with compiled kernels"; \
+	echo "make test: $${failed:+TESTS FAILED }$${failed:-all tests passed}"; test -z "$$failed"
+
+# The kernels as Triton compiles them for an H100, executed by the emulator of tests/ptx.
+test-compiled: $(ready)
+	$(PYTHON) -m pytest --compiled $(parallel) $(COMPILED)
+
+COMPILED := tests/ptx tests/kernels tests/api/test_modules.py tests/torch/test_autograd.py
+# One dtype in every test, the one that the interpreter cannot round; all dtypes at random; addresses
+# beyond 2^31 elements; and that the emulator notices what it is there for.
+CHOICE := "bfloat16-bfloat16 or test_property or test_launches or test_large or wrong_count and ODD_PLANE"
 
 # 40 times as many examples of the property tests, and other ones on every run; and every kernel
 # compiled for every alignment and special size, not only for every set of constants.

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     # pytest-xdist know by the variable.
     if "--compiled" in sys.argv:
         os.environ["PRELU_GPU_TEST_COMPILED"] = "1"
+        os.environ.pop("TRITON_INTERPRET", None)
     if "PRELU_GPU_TEST_COMPILED" not in os.environ and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
 

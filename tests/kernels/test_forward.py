@@ -168,7 +168,7 @@ def test_leaky_relu_layouts_and_slices_in_place(device):
         assert_same(ours, torchs)
 
 
-@pytest.mark.gpu
+@pytest.mark.compiled
 def test_bfloat16_stores_round_to_nearest_even(device):
     x = -torch.rand(1 << 16, device=device).bfloat16()
     check(x, torch.rand((), device=device).bfloat16())

@@ -7,7 +7,6 @@ under the wrong key is a Fault and not a wrong result.
 import contextlib
 import itertools
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -214,8 +213,8 @@ def activate():
     driver = Driver()
     triton.runtime.driver.set_active(driver)
     triton.knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
-    # Triton 3.6 has no such key: files apart from those of machine code.
-    triton.knobs.cache.dir = os.path.join(tempfile.gettempdir(), "prelu_gpu-ptx-cache")
+    # Triton 3.6 has no such key: a folder apart from the one of machine code.
+    triton.knobs.cache.dir = os.path.join(triton.knobs.cache.dir, "ptx")
     return driver
 
 

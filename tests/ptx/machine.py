@@ -33,8 +33,8 @@ class AddressOnly:
     def data_ptr(self):
         return self.address
 
-    def numel(self):
-        return self.elements
+    def get_device(self):
+        return -1  # as those of the CPU
 
 
 class Lanes:

@@ -101,7 +101,6 @@ def test_the_last_program_adds_up_all_partial_sums(kind, dtype, order, device, f
 # Planted faults
 
 COUNT = "atom.global.gpu.acq_rel.add.u32"
-BARRIER = "\tbar.sync \t0;\n"
 
 
 def order_of_count(order):
@@ -132,10 +131,11 @@ def stored_by_another_thread(ptx):
     return "\n".join([*before, *after])
 
 
-def without_the_barrier(ptx):
-    before, after, _ = split_at_count(ptx)
-    before, _, behind = "\n".join(before).rpartition(BARRIER)
-    return "\n".join([before + behind, *after])
+def without_a_barrier(ptx):
+    """None between the store and the count: there may be one of Triton's own."""
+    before, after, store = split_at_count(ptx)
+    between = [line for line in before[store:] if "bar.sync" not in line]
+    return "\n".join([*before[:store], *between, *after])
 
 
 def count_of_programs(ptx):
@@ -157,7 +157,7 @@ FAULTS = {
     "count that only releases": order_of_count("release"),
     "count that only acquires": order_of_count("acquire"),
     "partial sum stored after the count": stored_after_the_count,
-    "no barrier before the count of another thread": lambda ptx: without_the_barrier(
+    "no barrier before the count of another thread": lambda ptx: without_a_barrier(
         stored_by_another_thread(ptx)
     ),
     "wrong number of programs": count_of_programs,
@@ -192,3 +192,33 @@ def test_a_wrong_count_is_seen(kind, fault, device, force):
 def test_the_barrier_is_enough_for_another_thread(kind, device, force):
     force(kind)
     assert all(in_every_order(kind, stored_by_another_thread, device))
+
+
+def test_without_a_barrier_another_threads_store_stays_unseen(device, force):
+    """Also where it comes before the count, as for some of 16 channels of two programs each."""
+    force(Kind.PLANE)
+    x, grad_y = (randn((2, 16, 520), torch.float32, device, seed) for seed in (0, 1))
+    weight = randn((16,), torch.float32, device, seed=2)
+    edit = FAULTS["no barrier before the count of another thread"]
+    with driver.emulation(mode="weak", edit=edit, count=False) as launches:
+        _, grad_weight = launch.prelu_backward(grad_y, x, weight, 1, (True, True))
+    assert launches[0].ctas == 2 * 16
+    assert grad_weight.isnan().all()
+
+
+@pytest.mark.usefixtures("new_counters")
+@pytest.mark.parametrize("instruction", ["bar.sync", "shfl.sync"])
+def test_what_needs_all_threads_is_refused_when_some_pass_it_by(instruction, device, force):
+    def passed_by(ptx):
+        thread = re.search(r"mov\.u32 \t(%r\d+), %tid\.x", ptx).group(1)
+        jump = f"\tsetp.lt.u32 \t%p999, {thread}, 16;\n\t@%p999 bra \t$past;\n"
+        where = re.search(rf"\t{re.escape(instruction)}[^;]*;\n", ptx)
+        return f"{ptx[: where.start()]}{jump}{where.group()}$past:\n{ptx[where.end() :]}"
+
+    force(Kind.PLANE)
+    for mode in ("lockstep", "interleaved"):
+        with (
+            pytest.raises(Fault, match=r"lanes are missing|wait at a barrier"),
+            driver.emulation(mode=mode, edit=passed_by),
+        ):
+            finished(Kind.PLANE, torch.float32, device)

@@ -1,4 +1,4 @@
-"""Whose warnings fail a test: everyone's, but on a GPU machine only those from this library."""
+"""What a GPU decides: whose warnings fail a test, and that kernels are not emulated beside it."""
 
 import os
 import re
@@ -37,18 +37,22 @@ sys.exit(pytest.main(options))
 """
 
 
-@pytest.mark.parametrize(("gpu", "others"), [(True, "PASSED"), (False, "FAILED")])
-def test_warnings_of_other_packages_fail_no_test_on_a_gpu_machine(gpu, others, tmp_path):
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "test_two.py").write_text(TESTS)
-    options = "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "no:cacheprovider"
+def run(gpu, folder, *options):
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    (folder / "test_two.py").write_text(TESTS)
+    options = *options, "-c", ROOT / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider"
     path = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(gpu), "-rA", *options, tmp_path],
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(gpu), "-rA", *options, folder],
         env=os.environ | {"PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize(("gpu", "others"), [(True, "PASSED"), (False, "FAILED")])
+def test_warnings_of_other_packages_fail_no_test_on_a_gpu_machine(gpu, others, tmp_path):
+    done = run(gpu, tmp_path)
     outcomes = {
         name: outcome
         for outcome, name in re.findall(r"^(PASSED|FAILED) .*::(\w+)", done.stdout, re.MULTILINE)
@@ -56,3 +60,9 @@ def test_warnings_of_other_packages_fail_no_test_on_a_gpu_machine(gpu, others, t
     assert outcomes == {"test_of_others": others, "test_ours": "FAILED"}, done.stdout + done.stderr
     for package in ("torch", "triton"):
         assert f"{package} says so" in done.stdout
+
+
+def test_the_emulator_is_refused_on_a_gpu_machine(tmp_path):
+    done = run(True, tmp_path, "--compiled")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--compiled is for machines without a GPU" in done.stderr
