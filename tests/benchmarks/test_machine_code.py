@@ -62,6 +62,7 @@ FEWER_LOADS = {
     ("sm_80", "plane", "leaky-forward", 16): (3, "sliced-flat", "bfloat16", "bfloat16"),
     ("sm_80", "odd plane", "forward", 16): (2, "odd-plane", "bfloat16", "bfloat16"),
     ("sm_80", "column", "forward", 16): (2, "column-7x7", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "forward", 32): (6, "column-folded", "float32", "float32"),
     ("sm_80", "column", "backward", 16): (2, "column-7x7", "bfloat16", "bfloat16"),
     ("sm_80", "column", "backward", 32): (3, "sliced-column", "float32", "float32"),
     ("sm_80", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
@@ -82,6 +83,7 @@ FEWER_LOADS = {
     ("sm_100", "column", "backward", 32): (3, "sliced-column", "float32", "float32"),
     ("sm_100", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
     ("sm_100", "column", "leaky-backward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("gfx942", "column", "forward", 32): (6, "sliced-column", "float32", "float32"),
 }
 """Tiles that load less of themselves before the first use: by target, tile, operation and bits of
 x, the loads of the worst kernel, and which one that is.
@@ -110,16 +112,20 @@ SINCE_3_8 = {
     ("sm_80", "plane", "leaky-backward", 16): 2,
     ("sm_80", "odd plane", "backward", 16): 2,
     ("sm_90", "column", "frozen", 16): 2,
+    ("gfx942", "column", "forward", 32): 3,
+    ("gfx942", "column", "leaky-forward", 32): 4,
 }
 VERSION = ".".join(triton.__version__.split(".")[:2])
 OTHER_LOADS = {
     "3.6": {
         ("sm_80", "plane", "forward", 16): 2,
         ("sm_80", "plane", "leaky-forward", 16): 2,
+        ("gfx942", "column", "leaky-forward", 32): 6,
     },
     "3.8": {**SINCE_3_8, ("sm_90", "flat", "backward", 16): 2},
     "3.9": {
         **SINCE_3_8,
+        ("sm_80", "column", "forward", 32): 5,
         ("sm_90", "flat", "backward", 16): 3,
         ("sm_90", "column", "backward", 32): 3,
         ("sm_90", "column", "leaky-backward", 32): 2,

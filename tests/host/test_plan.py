@@ -185,6 +185,16 @@ def test_short_rows_are_columns_of_the_widest_vectors_that_leave_few_sums(
     assert 2 * vector * itemsize > 16 or 2 * vector * channels * inner > 2**18
 
 
+@pytest.mark.parametrize(("itemsize", "share"), [(2, 1 / 8), (4, 1 / 16), (8, 1 / 16)])
+@pytest.mark.parametrize("layout", [View(8192, 512, 1), View(256, 256, 196), View(256, 512, 49)])
+def test_slopes_are_a_small_share_of_what_a_forward_of_columns_accesses(layout, itemsize, share):
+    planned = make_plan(layout, itemsize, rules(itemsize))
+    blocks, row_splits = planned.grid
+    # Warps that lie over the same columns read the same slopes.
+    held = max(planned.constants["BLOCK"], 32 * planned.num_warps * planned.constants["V"])
+    assert blocks * row_splits * held <= share * 2 * layout.numel * 1.03  # the last tiles' padding
+
+
 @pytest.mark.parametrize("inner", [1, 3, 4, 8, 12, 1024, 1025])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):
