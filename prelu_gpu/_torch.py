@@ -81,7 +81,7 @@ def single_level_apply(function: type[torch.autograd.Function]) -> Callable[...,
 
     They take a twentieth of a training step's host time. Waits for: a quicker `apply`.
     """
-    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
 

@@ -29,12 +29,8 @@ class Backend(enum.Enum):
 
 def has_kernels(device: torch.device) -> bool:
     """Whether there are kernels for tensors on `device`."""
-    return WITHOUT_TRITON is None and _is_kind_with_kernels(device)
-
-
-@functools.cache
-def _is_kind_with_kernels(device: torch.device) -> bool:
-    return device.type in KERNEL_DEVICES or (INTERPRETED and device.type == "cpu")
+    there = device.type in KERNEL_DEVICES or (INTERPRETED and device.type == "cpu")
+    return there and WITHOUT_TRITON is None
 
 
 def backend_of(device: torch.device) -> Backend:

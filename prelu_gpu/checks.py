@@ -139,11 +139,6 @@ def refuse_scripting(*_: object) -> NoReturn:
     )
 
 
-def is_without_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has elements and no memory."""
-    return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
-
-
 def check_memory(*tensors: Tensor) -> None:
     """Checks that there is memory behind tensors: a kernel would read other tensors' memory.
 
@@ -151,10 +146,10 @@ def check_memory(*tensors: Tensor) -> None:
     """
     for tensor in tensors:
         try:
-            freed = is_without_memory(tensor)
+            filled = tensor.untyped_storage().nbytes() > 0
         except NotImplementedError:
             continue  # a device whose tensors have no storages
-        if freed:
+        if not filled and tensor.numel() > 0:
             raise RuntimeError(
                 "prelu_gpu: The tensor has a non-zero number of elements, but its data is not "
                 f"allocated yet. Got one of shape {tuple(tensor.shape)} with a storage of 0 bytes. "

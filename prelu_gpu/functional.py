@@ -29,7 +29,7 @@ from .checks import (
     refuse_scripting,
 )
 from .layout import is_dense
-from .route import PLAIN_TYPES, Route, as_plain, is_small, pytorch_gives_the_same, route
+from .route import PLAIN_TYPES, Route, as_plain, is_small, pytorch_is_quicker, route
 
 if WITHOUT_TRITON is None:
     from . import launch
@@ -44,9 +44,10 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     bit that of :func:`torch.nn.functional.prelu`. The backward computes both gradients in one pass;
     it sums the slope gradient in float32 (float64 for float64) and rounds it once.
 
-    On a GPU, inputs of fewer than 2**22 elements fall back to PyTorch's operator when the result is
-    identical, because host overhead dominates there. :func:`prelu_gpu.kernel_threshold` changes
-    that size.
+    On a GPU, PyTorch's operator serves small inputs where it is quicker, because host overhead
+    dominates there: below some 18 MB on an H100, outside of autocast. Its results are identical,
+    but that in half precision it rounds every product of the slope gradient;
+    :func:`prelu_gpu.kernel_threshold` changes the size, and with 0 the kernels always serve.
 
     Under autocast the input is cast as PyTorch casts it. The kernels read a float32 slope
     unrounded. PyTorch's operators, which serve devices without kernels, transforms, tracing,
@@ -76,7 +77,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
         IndexError: ``dim`` is out of range and there is more than one slope.
         TypeError: an argument is not a tensor, or ``dim`` is not an integer.
     """
-    if pytorch_gives_the_same(input, weight, dim):
+    if pytorch_is_quicker(input, weight, dim):
         check_memory(input, weight)
         return torch.prelu(input, weight)
     if has_torch_function_variadic(input, weight):

@@ -15,18 +15,25 @@ from triton.runtime import driver
 from .backend import INTERPRETED
 from .plan import Launch
 
-DIRECT_VERSIONS = frozenset((3, minor) for minor in (6, 7, 8, 9))
-"""Versions of Triton whose compiled kernels tests have launched without Triton's look-up, on
-NVIDIA's kind of arguments (tests/ptx): AMD's kernels depend on more."""
+DIRECT_VERSIONS = frozenset(("3.6", "3.7", "3.8", "3.9"))
+"""Versions of Triton whose compiled kernels tests/ptx launches without Triton's look-up."""
 
-DIRECT_LAUNCH = (
-    tuple(map(int, triton.__version__.split(".")[:2])) in DIRECT_VERSIONS
-    and torch.version.hip is None
-    and os.environ.get("PRELU_GPU_DIRECT_LAUNCH", "1") != "0"
-)
-"""Whether a kernel that was launched before is launched again without Triton's look-up, which takes
-the host longer than a small kernel runs. Triton's debug and inspection knobs are those of a
-kernel's first launch then. PRELU_GPU_DIRECT_LAUNCH=0 in the environment turns it off."""
+
+def _why_look_up() -> str | None:
+    version = ".".join(triton.__version__.split(".")[:2])
+    if os.environ.get("PRELU_GPU_DIRECT_LAUNCH") == "0":
+        return "PRELU_GPU_DIRECT_LAUNCH=0 was set at import"
+    if torch.version.hip is not None or torch.version.xpu is not None:
+        return "its key is known for NVIDIA's GPUs"
+    if version not in DIRECT_VERSIONS:
+        return f"triton {version} is none of {', '.join(sorted(DIRECT_VERSIONS))}"
+    return None
+
+
+LOOK_UP_BECAUSE = _why_look_up()
+"""Why every launch goes through Triton's look-up of what it has compiled, which takes the host
+longer than a small kernel runs. None if only a kernel's first launch does: Triton's debug and
+inspection knobs are those of that launch then."""
 
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
@@ -89,7 +96,7 @@ def execute(call: Call, values: Values) -> None:
     if INTERPRETED:
         _interpret(call, values)
         return
-    first, *_ = values.values()  # a tensor
+    first = next(iter(values.values()))  # a tensor
     if driver.active.get_current_device() != (device := first.get_device()):
         with on(first.device):
             _launch(call, values, device)
@@ -99,7 +106,7 @@ def execute(call: Call, values: Values) -> None:
 
 def _launch(call: Call, values: Values, device: int) -> None:
     """Launches a kernel on the current device."""
-    if not DIRECT_LAUNCH:
+    if LOOK_UP_BECAUSE:
         _look_up_and_launch(call, values)
         return
     key = specialization(device, values)
