@@ -65,6 +65,8 @@ class Case(NamedTuple):
     memory_format: torch.memory_format = torch.contiguous_format
     sliced: bool = False
     """Whether the input and the output's gradient are half of the channels of larger tensors."""
+    offset: bool = False
+    """Whether their memory begins one element off the 16-byte grid."""
 
 
 CASES = {
@@ -79,6 +81,9 @@ CASES = {
     "sliced-plane": Case((16, 64, 108, 110), sliced=True),
     "sliced-flat": Case((16, 64, 108, 110), channel_dim=None, sliced=True),
     "sliced-column": Case((16, 64, 96, 96), memory_format=torch.channels_last, sliced=True),
+    "offset-flat": Case((16_777_216,), channel_dim=None, offset=True),
+    "offset-plane": Case((128, 64, 108, 110), offset=True),
+    "offset-column": Case((256, 512, 7, 7), offset=True),
 }
 ONE_OF_EACH_KIND = ["flat", "plane", "column-7x7", "odd-plane"]
 
@@ -194,6 +199,8 @@ def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
     dtype, weight_dtype = (getattr(torch, name) for name in (kernel.dtype, kernel.weight_dtype))
     x = torch.empty(shape, dtype=dtype, device="meta", memory_format=case.memory_format)
     x = x[:, : case.shape[1]] if case.sliced else x
+    if case.offset:
+        x = torch.empty(x.numel() + 1, dtype=dtype, device="meta")[1:].view(case.shape)
     slopes = 1 if case.channel_dim is None else case.shape[case.channel_dim]
     weight = torch.empty(slopes, dtype=weight_dtype, device="meta")
     compile_for(gpu.target)

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from .layout import DENSE, View
-from .rules import VECTOR_BYTES, Kind, Rules
+from .rules import NARROW_BYTES, VECTOR_BYTES, Kind, Rules
 
 GRID_LIMIT = 65535
 """Most programs along a grid's second and third axis."""
@@ -122,6 +122,7 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
             "V": vector,
             "BLOCK": block,
             "EDGES": inner % vector != 0,
+            "NARROW": view.narrow,
             "EXPANDED": view.grad_y.expanded,
             "ATOMIC": rules.atomic,
         },
@@ -164,6 +165,7 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
             "ROWS": tile_rows,
             "BLOCK": block,
             "REMAINDER": left != 0,
+            "NARROW": view.narrow,
             "EXPANDED": view.grad_y.expanded,
             "ATOMIC": rules.atomic,
         },
@@ -209,7 +211,8 @@ def _gap_arguments(view: View, vector: int, *axes: str) -> dict[str, int | None]
 
 def _vector(view: View, itemsize: int) -> int:
     """Elements of the widest access at which rows lie alike in all tensors."""
-    return math.gcd(VECTOR_BYTES // itemsize, view.gaps)
+    widest = max(NARROW_BYTES, itemsize) if view.narrow else VECTOR_BYTES
+    return math.gcd(widest // itemsize, view.gaps)
 
 
 def _is_short(view: View, vector: int) -> bool:

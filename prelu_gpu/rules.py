@@ -13,6 +13,9 @@ from .backend import INTERPRETED
 VECTOR_BYTES = 16
 """One thread's widest access to memory."""
 
+NARROW_BYTES = 4
+"""One thread's access to memory off the grid of those: a warp's fills a line of the cache."""
+
 UNBOUNDED = 2**63 - 1
 
 

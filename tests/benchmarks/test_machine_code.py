@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support import run_program
 
 pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
@@ -179,10 +180,20 @@ def exceptional_kernels():
     yield from SPILLED_BYTES
 
 
+def offset_kernels(full):
+    """Inputs off the 16-byte grid."""
+    cases = "offset-flat", "offset-plane", "offset-column"
+    dtypes = DTYPES if full else DTYPES[:2]
+    for (t, target), case, op in itertools.product(enumerate(TARGETS), cases, OPS):
+        for pair in dtypes if full or target == "sm_90" else [dtypes[t % 2]]:
+            yield (target, case, op, *pair)
+
+
 FULL = os.environ.get("MACHINE_CODE") == "full"
 CHOSEN = all_kernels() if FULL else covering_kernels()
 KERNELS = [*CHOSEN, *partial_backwards(), *leaky_relus(FULL), *exceptional_kernels()]
 KERNELS = list(dict.fromkeys(KERNELS))
+OFFSET_KERNELS = list(offset_kernels(FULL))
 
 
 def compiled(program):
@@ -196,7 +207,7 @@ def compiled(program):
 def reports():
     program = f"""
 import json
-for one in reports([Kernel(*names) for names in {KERNELS}]):
+for one in reports([Kernel(*names) for names in {KERNELS + OFFSET_KERNELS}]):
     print(json.dumps(dataclasses.asdict(one) | {{"kernel": one.kernel._asdict()}}))
 """
     lines = map(json.loads, compiled(program).splitlines())
@@ -206,6 +217,19 @@ for one in reports([Kernel(*names) for names in {KERNELS}]):
 @pytest.fixture(params=KERNELS, ids=" ".join)
 def report(reports, request):
     return reports[request.param]
+
+
+@pytest.mark.parametrize("kernel", OFFSET_KERNELS, ids=" ".join)
+def test_off_the_grid_lanes_lie_side_by_side(reports, kernel):
+    """Each lane has 4 bytes of a line, and an input's elements one by one; nothing else suffers."""
+    report = reports[kernel]
+    element = 8 * getattr(torch, kernel[3]).itemsize
+    assert report["loops"]
+    for loop in report["loops"]:
+        assert {*loop["load_bits"]} == {element}
+        assert {*loop["store_bits"]} == {32}
+    assert report["spilled_bytes"] == 0
+    assert most_instructions(report) < report["issue_budget"] / 2
 
 
 def test_the_covering_set_has_every_pair():

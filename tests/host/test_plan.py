@@ -295,6 +295,32 @@ def test_no_block_is_a_single_element(kind, itemsize):
             assert make_sum_plan(launch.partials, False).constants["TERM_BLOCK"] >= 2
 
 
+@pytest.mark.parametrize(("itemsize", "vector"), [(2, 2), (4, 1), (8, 1)])
+@pytest.mark.parametrize("shape", [(1, 1, 100_003), (8, 64, 10_003), (9999, 90, 1)])
+def test_lanes_are_narrow_off_the_grid(shape, itemsize, vector):
+    constants = make_plan(View(*shape, aligned=False), itemsize, rules(itemsize)).constants
+    assert (constants["NARROW"], constants["V"]) == (True, vector)
+    assert not make_plan(View(*shape), itemsize, rules(itemsize)).constants["NARROW"]
+
+
+@pytest.mark.parametrize("layout", [View(8, 64, 10_000, Gaps(40)), View(9999, 90, 1, Gaps(6))])
+def test_rows_with_gaps_are_not_narrow(layout):
+    on_the_grid = make_plan(layout, 4, rules())
+    off_the_grid = make_plan(layout._replace(aligned=False), 4, rules())
+    assert off_the_grid.constants == on_the_grid.constants
+
+
+@pytest.mark.parametrize("off", ["x", "grad_y", None])
+def test_both_inputs_are_asked_where_they_begin(off, device, calls):
+    x, grad_y = (
+        torch.ones(101, device=device)[1 if name == off else 0 :][:100] for name in ("x", "grad_y")
+    )
+    launch.prelu_forward(x, torch.ones(1, device=device), None)
+    launch.prelu_backward(grad_y, x, torch.ones(1, device=device), None, (True, True))
+    forward, backward, *_ = (call.arguments["NARROW"] for call, _ in calls)
+    assert (forward, backward) == (off == "x", off is not None)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 12, 100])
 def test_splits_are_even_and_no_more_than_the_steps(steps):
     for programs in (1, 2, 5, 11, 12, 40, 1000):
