@@ -296,6 +296,36 @@ def test_instructions_take_less_than_half_of_the_time_of_memory(report):
     assert instructions < report["issue_budget"] / 2 or round(instructions, 1) <= exception
 
 
+@pytest.mark.parametrize(
+    ("registers", "num_warps", "programs"),
+    # A warp of 72 registers takes 9 blocks of 256, and a quarter of 16384 has room for 7 of them.
+    [(72, 4, 7), (73, 4, 6), (64, 4, 8), (32, 4, 16), (16, 4, 16), (32, 1, 32), (255, 8, 1)],
+)
+def test_programs_that_a_multiprocessor_runs_at_once(registers, num_warps, programs):
+    assert machine_code.places(registers, num_warps) == programs
+
+
+def test_the_last_wave_of_a_known_launch():
+    """An H100 runs 7 programs of 72 registers on each of 132 multiprocessors."""
+    fill = machine_code.Fill((), programs=1044, places=7 * 132)
+    assert (fill.waves, fill.last) == (2, 120 / 924)
+    whole = machine_code.Fill((), programs=2 * 924, places=924)
+    assert (whole.waves, whole.last) == (2, 1.0)
+
+
+def test_the_programs_of_a_benchmarks_case():
+    """Float32 (100000, 512): a program takes 512 columns of 8 rows, twice."""
+    output = compiled(
+        "from benchmarks.cases import MODELS\n"
+        "(case,) = (case for case in MODELS if case.name == 'graph-infomax')\n"
+        "for one in fills(case): print(one.setting[0], one.setting[-1], one.programs)"
+    )
+    forward, backward = output.splitlines()
+    assert forward == "graph-infomax forward 6250"
+    # Four blocks of 128 columns for 8 x 132 programs: 48 times 8 rows each.
+    assert backward == "graph-infomax backward 1044"
+
+
 @pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
 @pytest.mark.parametrize(
     ("exceptions", "measure"), [(FEWER_LOADS, fewest_loads), (MORE_INSTRUCTIONS, most_instructions)]
