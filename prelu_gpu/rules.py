@@ -82,14 +82,16 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
     eight rows, read and written, slopes are a sixteenth of its accesses. In 16 bits more than four
     rows spill registers where slopes or addresses take many: an eighth.
     Column programs of a backward leave partial sums, kept to 2**18: narrow tiles of many rows, and
-    eight programs a multiprocessor, about what its registers hold at once. With eight rows or more
-    these sums, written and read, add under a tenth to the traffic. That last programs add up 2**14
-    plane sums, 64 KiB, at most, is a guess.
+    one wave of programs. The 65536 registers of a multiprocessor hold eight programs with 64 a lane
+    and six with 80; the kernels take up to 56 and, in 16 bits, 80 (test_machine_code.py). With
+    eight rows or more these sums, written and read, add under a tenth to the traffic. That last
+    programs add up 2**14 plane sums, 64 KiB, at most, is a guess.
     """
     access = 4 * warp_size * VECTOR_BYTES
     size = access * (4 if itemsize == 2 and not backward else 2)
     if backward:
-        column = Tile(size, num_warps=4, programs=8 * multiprocessors, rows=8)
+        places = (6 if itemsize == 2 else 8) * multiprocessors
+        column = Tile(size, num_warps=4, programs=places, rows=8)
     else:
         rows = 4 if itemsize == 2 else 8
         column = Tile(rows * access, num_warps=4, programs=64 * multiprocessors, rows=rows)

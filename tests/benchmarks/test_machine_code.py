@@ -23,6 +23,7 @@ if sys.platform != "linux":
 import triton
 
 from benchmarks import machine_code
+from prelu_gpu.rules import gpu_rules
 
 # All kernels are compiled once, not by each of pytest's processes.
 pytestmark = pytest.mark.xdist_group("machine code")
@@ -294,6 +295,20 @@ def test_instructions_take_less_than_half_of_the_time_of_memory(report):
     pinned, *_ = MORE_INSTRUCTIONS.get(tile, (0,))
     exception = max(pinned, OTHER_INSTRUCTIONS.get(tile, 0))
     assert instructions < report["issue_budget"] / 2 or round(instructions, 1) <= exception
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+@pytest.mark.parametrize(("itemsize", "spare"), [(2, 0), (4, 1)])
+def test_column_programs_of_a_backward_run_at_once(reports, itemsize, spare):
+    """The rule's programs of a multiprocessor find registers, with room for `spare` more."""
+    room = [
+        machine_code.places(report["registers"], num_warps=4)
+        for report in reports.values()
+        if report["kind"] == "column" and report["kernel"]["op"] == "backward"
+        if getattr(torch, report["kernel"]["dtype"]).itemsize == itemsize
+        if report["kernel"]["target"] != "gfx942"
+    ]
+    assert min(room) == gpu_rules(1, itemsize, backward=True).column.programs + spare
 
 
 @pytest.mark.parametrize(
