@@ -87,6 +87,8 @@ CASES = {
     "sliced-plane": Case((16, 64, 108, 110), sliced=True),
     "sliced-flat": Case((16, 64, 108, 110), channel_dim=None, sliced=True),
     "sliced-column": Case((16, 64, 96, 96), memory_format=torch.channels_last, sliced=True),
+    # Nothing lies alike in its tensors but single elements.
+    "sliced-odd": Case((64, 3, 225, 225), sliced=True),
     "offset-flat": Case((16_777_216,), channel_dim=None, offset=True),
     "offset-plane": Case((128, 64, 108, 110), offset=True),
     "offset-column": Case((256, 512, 7, 7), offset=True),

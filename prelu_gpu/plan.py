@@ -103,7 +103,9 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
             "torch.prelu takes more."
         )
     vector = _vector(view, itemsize)
-    block = min(rules.plane.size // itemsize, max(vector, _block(inner)))
+    # Lanes of 2 bytes are so many that their addresses would take all registers.
+    halves = 2 if vector * itemsize < NARROW_BYTES else 1
+    block = min(rules.plane.size // itemsize // halves, max(vector, _block(inner)))
     tiles = _ceil_div(inner, block)
     splits = rules.plane.programs // channels
     outer_splits = _even(outer, min(splits, GRID_LIMIT))

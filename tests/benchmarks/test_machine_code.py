@@ -195,6 +195,7 @@ CHOSEN = all_kernels() if FULL else covering_kernels()
 KERNELS = [*CHOSEN, *partial_backwards(), *leaky_relus(FULL), *exceptional_kernels()]
 KERNELS = list(dict.fromkeys(KERNELS))
 OFFSET_KERNELS = list(offset_kernels(FULL))
+ODD_KERNELS = [*itertools.product(TARGETS, ["sliced-odd"], OPS, ["bfloat16"], ["bfloat16"])]
 
 
 def compiled(program):
@@ -208,7 +209,7 @@ def compiled(program):
 def reports():
     program = f"""
 import json
-for one in reports([Kernel(*names) for names in {KERNELS + OFFSET_KERNELS}]):
+for one in reports([Kernel(*names) for names in {KERNELS + OFFSET_KERNELS + ODD_KERNELS}]):
     print(json.dumps(dataclasses.asdict(one) | {{"kernel": one.kernel._asdict()}}))
 """
     lines = map(json.loads, compiled(program).splitlines())
@@ -231,6 +232,17 @@ def test_off_the_grid_lanes_lie_side_by_side(reports, kernel):
         assert {*loop["store_bits"]} == {32}
     assert report["spilled_bytes"] == 0
     assert most_instructions(report) < report["issue_budget"] / 2
+
+
+@pytest.mark.parametrize("kernel", ODD_KERNELS, ids=" ".join)
+def test_lanes_of_two_bytes_are_few(reports, kernel):
+    """With 32 of them, their addresses take 250 registers, and spill."""
+    report = reports[kernel]
+    for loop in report["loops"]:
+        assert {*loop["load_bits"], *loop["store_bits"]} == {16}
+        assert loop["loads_in_flight"] == len(loop["load_bits"])
+    assert report["spilled_bytes"] == 0
+    assert report["registers"] <= 80
 
 
 def test_the_covering_set_has_every_pair():
