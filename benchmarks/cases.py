@@ -19,7 +19,7 @@ from benchmarks.program import first_line
 from prelu_gpu import reference
 from prelu_gpu.layout import make_view
 from prelu_gpu.plan import Plan, make_plan
-from prelu_gpu.rules import Rules
+from prelu_gpu.rules import VECTOR_BYTES, Rules
 
 PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
 """The operations, and how often each must go over memory of the size of x; a step is a forward and
@@ -131,6 +131,7 @@ class Case:
         grad_y_stride = grad_y.stride() if op == "backward" else None
         result_stride = torch.empty_like(x).stride()
         view = make_view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
+        view = view._replace(aligned=x.data_ptr() % VECTOR_BYTES == 0)
         return make_plan(view, self.dtype.itemsize, rules)
 
     def mistakes(self, device: torch.device) -> list[str]:

@@ -10,14 +10,16 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import math
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,6 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+from benchmarks.cases import CASES as BENCHMARK_CASES
+from benchmarks.cases import Case as BenchmarkCase
 from benchmarks.disassembly import Instruction, disassemble, innermost_loops
 from benchmarks.program import choice, fail, make_table, open_console
 from prelu_gpu import launch
@@ -33,6 +37,8 @@ from prelu_gpu.backend import INTERPRETED
 from prelu_gpu.plan import Plan
 from prelu_gpu.rules import Rules, gpu_rules, using_rules
 from prelu_gpu.run import Call, Values, intercepting
+
+_One, _Result = TypeVar("_One"), TypeVar("_Result")
 
 
 class GPU(NamedTuple):
@@ -65,6 +71,8 @@ class Case(NamedTuple):
     memory_format: torch.memory_format = torch.contiguous_format
     sliced: bool = False
     """Whether the input and the output's gradient are half of the channels of larger tensors."""
+    offset: bool = False
+    """Whether their memory begins one element off the 16-byte grid."""
 
 
 CASES = {
@@ -79,6 +87,11 @@ CASES = {
     "sliced-plane": Case((16, 64, 108, 110), sliced=True),
     "sliced-flat": Case((16, 64, 108, 110), channel_dim=None, sliced=True),
     "sliced-column": Case((16, 64, 96, 96), memory_format=torch.channels_last, sliced=True),
+    # Nothing lies alike in its tensors but single elements.
+    "sliced-odd": Case((64, 3, 225, 225), sliced=True),
+    "offset-flat": Case((16_777_216,), channel_dim=None, offset=True),
+    "offset-plane": Case((128, 64, 108, 110), offset=True),
+    "offset-column": Case((256, 512, 7, 7), offset=True),
 }
 ONE_OF_EACH_KIND = ["flat", "plane", "column-7x7", "odd-plane"]
 
@@ -173,34 +186,107 @@ def compile_call(call: Call, values: Values) -> CompiledKernel:
     return call.kernel.warmup(**values, **call.arguments, **options)
 
 
-def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
-    """Compiles the kernel that a call of prelu_gpu would launch."""
-    gpu, case, op = GPUS[kernel.target], CASES[kernel.case], OPS[kernel.op]
+def compile_plan(
+    gpu: GPU, call: Callable[[], object], changed: Callable[[Rules], Rules] = lambda row: row
+) -> tuple[Plan, CompiledKernel]:
+    """Compiles the kernel that a call of prelu_gpu would launch, by the GPU's rules or others."""
     launches: list[tuple[Plan, CompiledKernel]] = []
 
     def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
-        row = gpu_rules(gpu.multiprocessors, itemsize, backward, gpu.target.warp_size)
-        # The loop that adds up partial sums loads and stores nothing, as the slope's own.
-        return row if op.writes else row._replace(finish=0)
+        return changed(gpu_rules(gpu.multiprocessors, itemsize, backward, gpu.target.warp_size))
 
     def compile_only(call: Call, values: Values) -> None:
         # The second stage of a reduction is no plan's launch.
         if isinstance(call.launch, Plan):
             launches.append((call.launch, compile_call(call, values)))
 
+    compile_for(gpu.target)
+    with using_rules(table), intercepting(compile_only):
+        call()
+    (only,) = launches
+    return only
+
+
+def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
+    """Compiles the kernel of one report."""
+    case, op = CASES[kernel.case], OPS[kernel.op]
     shape = list(case.shape)
     if case.sliced:
         shape[1] *= 2
     dtype, weight_dtype = (getattr(torch, name) for name in (kernel.dtype, kernel.weight_dtype))
     x = torch.empty(shape, dtype=dtype, device="meta", memory_format=case.memory_format)
     x = x[:, : case.shape[1]] if case.sliced else x
+    if case.offset:
+        x = torch.empty(x.numel() + 1, dtype=dtype, device="meta")[1:].view(case.shape)
     slopes = 1 if case.channel_dim is None else case.shape[case.channel_dim]
     weight = torch.empty(slopes, dtype=weight_dtype, device="meta")
-    compile_for(gpu.target)
-    with using_rules(table), intercepting(compile_only):
-        op.call(x, weight, case.channel_dim)
-    (only,) = launches
-    return only
+    return compile_plan(
+        GPUS[kernel.target],
+        lambda: op.call(x, weight, case.channel_dim),
+        # The loop that adds up partial sums loads and stores nothing, as the slope's own.
+        lambda row: row if op.writes else row._replace(finish=0),
+    )
+
+
+def places(registers: int, num_warps: int) -> int:
+    """Programs that a multiprocessor of sm_80, sm_90 or sm_100 runs at once.
+
+    Each quarter of it has 16384 registers, which warps take in blocks of 256, and 16 warps. There
+    are 32 programs at most. These kernels' shared memory, 2 KiB or less, allows more.
+    """
+    blocks = -(-32 * registers // 256)
+    warps = 4 * min(16, 16384 // (256 * blocks))
+    return min(32, warps // num_warps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """How the programs of a launch fill a GPU."""
+
+    setting: tuple[str, ...]
+    """Of the benchmarks' case, and the operation."""
+    programs: int
+    places: int
+    """Programs that run at once, on all multiprocessors."""
+
+    @property
+    def waves(self) -> int:
+        """Rounds in which programs of one length would run."""
+        return -(-self.programs // self.places)
+
+    @property
+    def last(self) -> float:
+        """Share of the places that the last wave takes."""
+        return (self.programs - (self.waves - 1) * self.places) / self.places
+
+
+def fills(case: BenchmarkCase) -> list[Fill]:
+    """How the forward and the backward of a benchmarks' case fill an H100."""
+    x, weight, grad_y = case.inputs(torch.device("meta"))
+    dim = case.channel_dim
+    if case.slope == "number":
+        calls = {
+            "forward": lambda: launch.leaky_relu_forward(x, NEGATIVE_SLOPE),
+            "backward": lambda: launch.leaky_relu_backward(grad_y, x, NEGATIVE_SLOPE),
+        }
+    else:
+        calls = {
+            "forward": lambda: launch.prelu_forward(x, weight, dim),
+            "backward": lambda: launch.prelu_backward(grad_y, x, weight, dim, (True, True)),
+        }
+    found = []
+    for op, call in calls.items():
+        plan, compiled = compile_plan(GPUS["sm_90"], call)
+        names = ("case", "shape", "layout", "slope", "dtype", "slope_dtype")
+        at_once = places(disassemble(compiled).registers, plan.num_warps)
+        found.append(
+            Fill(
+                (*(case.setting[name] for name in names), op),
+                math.prod(plan.grid),
+                at_once * GPUS["sm_90"].multiprocessors,
+            )
+        )
+    return found
 
 
 def loop_divisions(ttgir: str) -> Iterator[str]:
@@ -254,14 +340,33 @@ def report(kernel: Kernel) -> Report:
     )
 
 
-def reports(kernels: Sequence[Kernel]) -> list[Report]:
-    """Compiles and reads kernels, on all cores."""
+def on_all_cores(function: Callable[[_One], _Result], ones: Sequence[_One]) -> list[_Result]:
+    """The function's results, each compiled in a process of several."""
     # A fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool:
-        results = pool.map(report, kernels, chunksize=4)
+        results = pool.map(function, ones, chunksize=4)
         console = Console(stderr=True)
-        return list(track(results, "compiling", len(kernels), console=console, transient=True))
+        return list(track(results, "compiling", len(ones), console=console, transient=True))
+
+
+def reports(kernels: Sequence[Kernel]) -> list[Report]:
+    """Compiles and reads kernels, on all cores."""
+    return on_all_cores(report, kernels)
+
+
+def to_fill_table(fills: Iterable[Fill]) -> Table:
+    """A row per launch of the benchmarks' cases."""
+    table = make_table(
+        ["case", "shape", "layout", "slope", "dtype", "slope dtype", "op"],
+        ["programs", "places", "waves", "last wave"],
+        caption="Places: programs that an H100 runs at once, by the registers of the kernel; last "
+        "wave: the share of the places that it takes",
+    )
+    for one in fills:
+        numbers = f"{one.programs}", f"{one.places}", f"{one.waves}", f"{one.last:.0%}"
+        table.add_row(*one.setting, *numbers)
+    return table
 
 
 def to_table(reports: Sequence[Report]) -> Table:
@@ -289,6 +394,7 @@ def to_table(reports: Sequence[Report]) -> Table:
 
 TARGETS, OPERATIONS = [*GPUS], ["forward", "backward"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
+WAVES_HELP = "How the launches of the benchmarks' cases fill an H100, instead of all else."
 
 
 def main(
@@ -299,6 +405,7 @@ def main(
     weight_dtype: Annotated[
         list[str] | None, choice(DTYPES, "The dtype of the slopes; by default that of x.")
     ] = None,
+    waves: Annotated[bool, typer.Option("--waves", help=WAVES_HELP)] = False,
 ) -> None:
     """Tells what the kernels compile to for GPUs that need not be here.
 
@@ -307,6 +414,10 @@ def main(
     """
     if INTERPRETED:
         fail("interpreted kernels have no machine code; unset TRITON_INTERPRET.")
+    if waves:
+        each = on_all_cores(fills, BENCHMARK_CASES)
+        open_console(170).print(to_fill_table(itertools.chain.from_iterable(each)))
+        return
     kernels = [
         Kernel(*chosen, slopes)
         for chosen in itertools.product(target, case, op, dtype)

@@ -4,7 +4,8 @@ The data is a matrix of `rows` x `columns`: `fold` outer positions of channels *
 one row, so that rows fill their tiles and are multiples of V elements, which are 128 bits unless
 there are too few outer positions for that. The `remainder` elements after the last whole row are a
 masked epilogue (REMAINDER), without alignment. The rows of an input may have gaps between them,
-`outer_gap` vectors of V elements; dense inputs have None, and only dense rows are folded.
+`outer_gap` vectors of V elements; dense inputs have None, and only dense rows are folded. NARROW is
+plane.py's.
 
 Program (block, row_split) owns BLOCK columns: it loads their slopes once and walks down the rows,
 ROWS at a time, in steps of all row splits together, without a division in the loop.
@@ -27,11 +28,23 @@ def columns_of_program(vectors, V: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def tile_offsets(first_row, rows, vectors, column, exists, V: tl.constexpr, ROWS: tl.constexpr):
+def tile_offsets(
+    first_row,
+    rows,
+    vectors,
+    column,
+    exists,
+    V: tl.constexpr,
+    ROWS: tl.constexpr,
+    NARROW: tl.constexpr,
+):
     """Rows, offsets and mask of the tile that begins at first_row."""
     row = first_row + tl.arange(0, ROWS)
     row_start = (row.to(tl.int64) * vectors * V)[:, None]
-    return row, row_start + column[None, :], (row < rows)[:, None] & exists[None, :]
+    offsets = row_start + column[None, :]
+    if NARROW:
+        offsets = tl.multiple_of(offsets, (1, V))
+    return row, offsets, (row < rows)[:, None] & exists[None, :]
 
 
 @triton.jit
@@ -65,6 +78,7 @@ def column_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     REMAINDER: tl.constexpr,
+    NARROW: tl.constexpr,
 ):
     """Reads x once, writes y once."""
     row_split, row_splits = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -74,7 +88,7 @@ def column_forward(
     weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
-        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
+        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS, NARROW)
         x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
         forward_tile(x_rows, weight[None, :], y_ptr, offsets, mask, COMPUTE)
 
@@ -104,6 +118,7 @@ def column_backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     REMAINDER: tl.constexpr,
+    NARROW: tl.constexpr,
     EXPANDED: tl.constexpr,
     ATOMIC: tl.constexpr,
 ):
@@ -124,7 +139,7 @@ def column_backward(
     remainder_sums = tl.zeros((BLOCK,), COMPUTE)
 
     for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
-        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS)
+        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS, NARROW)
         x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
         grad_y_rows = row_pointers(grad_y_ptr, row, grad_y_outer_gap, V)
         shares = backward_tile(

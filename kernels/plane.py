@@ -8,7 +8,9 @@ outside it.
 
 An input may leave gaps between its rows: `outer_gap` elements more from one outer position to the
 next than in dense memory, `channel_gap` from one channel to the next. Gaps come in vectors, so that
-the compiler knows them as multiples of V; dense inputs have None.
+the compiler knows them as multiples of V; dense inputs have None. NARROW is for dense rows that
+begin off the 16-byte grid in an input: no tensor is accessed in more than V elements at a time,
+or that input's lanes would take one element each, as far apart as another's vectors are wide.
 
 Program (outer_split, channel, tile_split) walks the rows outer_split, outer_split + outer_splits,
 ... of its channel, and in each of them the tiles tile_split, tile_split + tile_splits, ...
@@ -43,6 +45,15 @@ def row_bounds(n, channel, channels, inner, V: tl.constexpr, BLOCK: tl.constexpr
     body_start = (start + V - 1) // V * V
     body_end = end // V * V
     return start, body_start, body_start + (body_end - body_start) // BLOCK * BLOCK, body_end, end
+
+
+@triton.jit
+def tile_offsets(tile, V: tl.constexpr, BLOCK: tl.constexpr, NARROW: tl.constexpr):
+    """Offsets of the tile that begins at `tile`."""
+    offsets = tile + tl.arange(0, BLOCK)
+    if NARROW:
+        offsets = tl.multiple_of(offsets, V)
+    return offsets
 
 
 @triton.jit
@@ -85,6 +96,7 @@ def plane_forward(
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     EDGES: tl.constexpr,
+    NARROW: tl.constexpr,
 ):
     """Reads x once, writes y once."""
     outer_split, channel, tile_split = program()
@@ -98,13 +110,13 @@ def plane_forward(
         x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
         next_tile = body_start + tile_split * BLOCK
         for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
-            offsets = tile + tl.arange(0, BLOCK)
+            offsets = tile_offsets(tile, V, BLOCK, NARROW)
             forward_tile(x_row, weight, y_ptr, offsets, None, COMPUTE)
             next_tile = tile + tile_splits * BLOCK
         if tiles_end < body_end:
             # Whose next tile the tail is: found without a division.
             if next_tile == tiles_end:
-                offsets = tiles_end + tl.arange(0, BLOCK)
+                offsets = tile_offsets(tiles_end, V, BLOCK, NARROW)
                 forward_tile(x_row, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
         if EDGES:
             if tile_split == 0:
@@ -133,6 +145,7 @@ def plane_backward(
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     EDGES: tl.constexpr,
+    NARROW: tl.constexpr,
     EXPANDED: tl.constexpr,
     ATOMIC: tl.constexpr,
 ):
@@ -159,7 +172,7 @@ def plane_backward(
         )
         next_tile = body_start + tile_split * BLOCK
         for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
-            offsets = tile + tl.arange(0, BLOCK)
+            offsets = tile_offsets(tile, V, BLOCK, NARROW)
             shares = backward_tile(
                 grad_y_row, x_row, weight, grad_x_ptr, offsets, None, COMPUTE, EXPANDED
             )
@@ -167,7 +180,7 @@ def plane_backward(
             next_tile = tile + tile_splits * BLOCK
         if tiles_end < body_end:
             if next_tile == tiles_end:
-                offsets = tiles_end + tl.arange(0, BLOCK)
+                offsets = tile_offsets(tiles_end, V, BLOCK, NARROW)
                 mask = offsets < body_end
                 shares = backward_tile(
                     grad_y_row, x_row, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED

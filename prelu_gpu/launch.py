@@ -16,7 +16,7 @@ from .kernels.partials import sum_partials
 from .kernels.plane import plane_backward, plane_forward
 from .layout import dense_stride, make_view
 from .plan import Plan, make_plan, make_sum_plan
-from .rules import Kind, Rules, rules_for
+from .rules import VECTOR_BYTES, Kind, Rules, rules_for
 from .run import Call, bind, counters, run
 
 _KERNELS = {
@@ -87,7 +87,8 @@ def _forward(
     if x.is_neg():
         x = x.resolve_neg()
     row = rules_for(x.device, x.itemsize, False)
-    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride())
+    aligned = x.data_ptr() % VECTOR_BYTES == 0
+    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride(), None, aligned)
     x = _copy(x, y) if planned.view.copies else x
     run(call, {"x_ptr": x, "weight_ptr": weight, "negative_slope": negative_slope, "y_ptr": y})
 
@@ -106,7 +107,9 @@ def _backward(
     row = rules_for(x.device, x.itemsize, True)
     if row.atomic and torch.are_deterministic_algorithms_enabled():
         row = row._replace(atomic=False)
-    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride(), grad_y.stride())
+    aligned = (grad_y.data_ptr() | x.data_ptr()) % VECTOR_BYTES == 0
+    strides = x.stride(), grad_y.stride()
+    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, *strides, aligned)
     grad_x = torch.empty_like(x) if needs_x else None
     if planned.view.copies:
         grad_y = _copy(grad_y, x) if "grad_y" in planned.view.copies else grad_y
@@ -155,10 +158,14 @@ def plan_call(
     shape: tuple[int, ...],
     x_stride: tuple[int, ...],
     grad_y_stride: tuple[int, ...] | None = None,
+    aligned: bool = True,
 ) -> tuple[Plan, Call]:
-    """The plan and the call of a forward, or with an output gradient of a backward."""
+    """The plan and the call of a forward, or with an output gradient of a backward.
+
+    `aligned`: whether the tensors begin on the grid of the widest accesses.
+    """
     view = make_view(shape, dense_stride(shape, x_stride), channel_dim, x_stride, grad_y_stride)
-    planned = make_plan(view, dtype.itemsize, rules)
+    planned = make_plan(view._replace(aligned=aligned), dtype.itemsize, rules)
     call = bind(
         _KERNELS[planned.kind is Kind.COLUMN, grad_y_stride is not None],
         planned,

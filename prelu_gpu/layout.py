@@ -37,6 +37,8 @@ class View(NamedTuple):
     grad_y: Gaps = DENSE
     copies: tuple[str, ...] = ()
     """Inputs that no gaps describe: this pass copies them into the result's layout."""
+    aligned: bool = True
+    """Whether the inputs begin on the 16-byte grid, as results do."""
 
     @property
     def numel(self) -> int:
@@ -53,6 +55,14 @@ class View(NamedTuple):
         """The greatest common divisor of all gaps; 0 where there are none."""
         dense_rows = [gaps for gaps in self.inputs.values() if not gaps.expanded]
         return math.gcd(*(gap for gaps in dense_rows for gap in (gaps.outer, gaps.channel)))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether accesses are narrow: those to dense rows off the grid.
+
+        Rows with gaps have an address each, which costs more than wide loads apart do.
+        """
+        return not (self.aligned or self.gaps)
 
     def copied(self, *names: str) -> "View":
         """The same view with inputs copied."""

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from .layout import DENSE, View
-from .rules import VECTOR_BYTES, Kind, Rules
+from .rules import NARROW_BYTES, VECTOR_BYTES, Kind, Rules
 
 GRID_LIMIT = 65535
 """Most programs along a grid's second and third axis."""
@@ -103,7 +103,9 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
             "torch.prelu takes more."
         )
     vector = _vector(view, itemsize)
-    block = min(rules.plane.size // itemsize, max(vector, _block(inner)))
+    # Lanes of 2 bytes are so many that their addresses would take all registers.
+    halves = 2 if vector * itemsize < NARROW_BYTES else 1
+    block = min(rules.plane.size // itemsize // halves, max(vector, _block(inner)))
     tiles = _ceil_div(inner, block)
     splits = rules.plane.programs // channels
     outer_splits = _even(outer, min(splits, GRID_LIMIT))
@@ -127,6 +129,7 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
             "V": vector,
             "BLOCK": block,
             "EDGES": inner % vector != 0,
+            "NARROW": view.narrow,
             "EXPANDED": view.grad_y.expanded,
             "ATOMIC": rules.atomic,
         },
@@ -169,6 +172,7 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
             "ROWS": tile_rows,
             "BLOCK": block,
             "REMAINDER": left != 0,
+            "NARROW": view.narrow,
             "EXPANDED": view.grad_y.expanded,
             "ATOMIC": rules.atomic,
         },
@@ -214,7 +218,8 @@ def _gap_arguments(view: View, vector: int, *axes: str) -> dict[str, int | None]
 
 def _vector(view: View, itemsize: int) -> int:
     """Elements of the widest access at which rows lie alike in all tensors."""
-    return math.gcd(VECTOR_BYTES // itemsize, view.gaps)
+    widest = max(NARROW_BYTES, itemsize) if view.narrow else VECTOR_BYTES
+    return math.gcd(widest // itemsize, view.gaps)
 
 
 def _is_short(view: View, vector: int) -> bool:

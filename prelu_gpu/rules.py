@@ -13,6 +13,9 @@ from .backend import INTERPRETED
 VECTOR_BYTES = 16
 """One thread's widest access to memory."""
 
+NARROW_BYTES = 4
+"""One thread's access to memory off the grid of those: a warp's fills a line of the cache."""
+
 UNBOUNDED = 2**63 - 1
 
 
@@ -72,20 +75,26 @@ Table = Callable[[torch.device, int, bool], Rules]
 def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: int = 32) -> Rules:
     """The rule table's row for a GPU: arithmetic and machine code, until a GPU has measured it.
 
-    Two 128-bit accesses a thread, four in a 16-bit forward, keep 48 to 128 KiB in flight on a
-    multiprocessor of sm_90, by the registers that its kernels take (benchmarks/machine_code.py).
-    Plane programs are many waves, which even out their ends. Column programs leave partial sums,
-    kept to 2**18: narrow tiles of many rows, and eight programs a multiprocessor, about what its
-    registers hold at once. With eight rows or more these sums, written and read, add under a tenth
-    to the traffic. That last programs add up 2**14 plane sums, 64 KiB, at most, is a guess.
+    Two 128-bit accesses a thread, four in a 16-bit forward, or as many as a forward's column tile
+    has rows, keep 48 to 160 KiB in flight on a multiprocessor of sm_90, by the registers that its
+    kernels take (benchmarks/machine_code.py). Plane programs are many waves, which even out their
+    ends. A thread reads the slopes of a forward's column tile once for all rows of the tile: with
+    eight rows, read and written, slopes are a sixteenth of its accesses. In 16 bits more than four
+    rows spill registers where slopes or addresses take many: an eighth.
+    Column programs of a backward leave partial sums, kept to 2**18: narrow tiles of many rows, and
+    one wave of programs. The 65536 registers of a multiprocessor hold eight programs with 64 a lane
+    and six with 80; the kernels take up to 56 and, in 16 bits, 80 (test_machine_code.py). With
+    eight rows or more these sums, written and read, add under a tenth to the traffic. That last
+    programs add up 2**14 plane sums, 64 KiB, at most, is a guess.
     """
-    vectors = 4 if itemsize == 2 and not backward else 2
-    size = vectors * 4 * warp_size * VECTOR_BYTES
+    access = 4 * warp_size * VECTOR_BYTES
+    size = access * (4 if itemsize == 2 and not backward else 2)
     if backward:
-        column = Tile(size, num_warps=4, programs=8 * multiprocessors, rows=8)
+        places = (6 if itemsize == 2 else 8) * multiprocessors
+        column = Tile(size, num_warps=4, programs=places, rows=8)
     else:
-        rows = 4 if itemsize == 2 else 1
-        column = Tile(size, num_warps=4, programs=64 * multiprocessors, rows=rows)
+        rows = 4 if itemsize == 2 else 8
+        column = Tile(rows * access, num_warps=4, programs=64 * multiprocessors, rows=rows)
     return Rules(
         plane=Tile(size, num_warps=4, programs=64 * multiprocessors),
         column=column,

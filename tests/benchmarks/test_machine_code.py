@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support import run_program
 
 pytest.importorskip("triton", reason="Triton compiles the kernels; it is not installed")
@@ -22,6 +23,7 @@ if sys.platform != "linux":
 import triton
 
 from benchmarks import machine_code
+from prelu_gpu.rules import gpu_rules
 
 # All kernels are compiled once, not by each of pytest's processes.
 pytestmark = pytest.mark.xdist_group("machine code")
@@ -62,6 +64,7 @@ FEWER_LOADS = {
     ("sm_80", "plane", "leaky-forward", 16): (3, "sliced-flat", "bfloat16", "bfloat16"),
     ("sm_80", "odd plane", "forward", 16): (2, "odd-plane", "bfloat16", "bfloat16"),
     ("sm_80", "column", "forward", 16): (2, "column-7x7", "bfloat16", "bfloat16"),
+    ("sm_80", "column", "forward", 32): (6, "column-folded", "float32", "float32"),
     ("sm_80", "column", "backward", 16): (2, "column-7x7", "bfloat16", "bfloat16"),
     ("sm_80", "column", "backward", 32): (3, "sliced-column", "float32", "float32"),
     ("sm_80", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
@@ -82,6 +85,7 @@ FEWER_LOADS = {
     ("sm_100", "column", "backward", 32): (3, "sliced-column", "float32", "float32"),
     ("sm_100", "column", "leaky-forward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
     ("sm_100", "column", "leaky-backward", 16): (2, "sliced-column", "bfloat16", "bfloat16"),
+    ("gfx942", "column", "forward", 32): (6, "sliced-column", "float32", "float32"),
 }
 """Tiles that load less of themselves before the first use: by target, tile, operation and bits of
 x, the loads of the worst kernel, and which one that is.
@@ -110,16 +114,20 @@ SINCE_3_8 = {
     ("sm_80", "plane", "leaky-backward", 16): 2,
     ("sm_80", "odd plane", "backward", 16): 2,
     ("sm_90", "column", "frozen", 16): 2,
+    ("gfx942", "column", "forward", 32): 3,
+    ("gfx942", "column", "leaky-forward", 32): 4,
 }
 VERSION = ".".join(triton.__version__.split(".")[:2])
 OTHER_LOADS = {
     "3.6": {
         ("sm_80", "plane", "forward", 16): 2,
         ("sm_80", "plane", "leaky-forward", 16): 2,
+        ("gfx942", "column", "leaky-forward", 32): 6,
     },
     "3.8": {**SINCE_3_8, ("sm_90", "flat", "backward", 16): 2},
     "3.9": {
         **SINCE_3_8,
+        ("sm_80", "column", "forward", 32): 5,
         ("sm_90", "flat", "backward", 16): 3,
         ("sm_90", "column", "backward", 32): 3,
         ("sm_90", "column", "leaky-backward", 32): 2,
@@ -173,10 +181,21 @@ def exceptional_kernels():
     yield from SPILLED_BYTES
 
 
+def offset_kernels(full):
+    """Inputs off the 16-byte grid."""
+    cases = "offset-flat", "offset-plane", "offset-column"
+    dtypes = DTYPES if full else DTYPES[:2]
+    for (t, target), case, op in itertools.product(enumerate(TARGETS), cases, OPS):
+        for pair in dtypes if full or target == "sm_90" else [dtypes[t % 2]]:
+            yield (target, case, op, *pair)
+
+
 FULL = os.environ.get("MACHINE_CODE") == "full"
 CHOSEN = all_kernels() if FULL else covering_kernels()
 KERNELS = [*CHOSEN, *partial_backwards(), *leaky_relus(FULL), *exceptional_kernels()]
 KERNELS = list(dict.fromkeys(KERNELS))
+OFFSET_KERNELS = list(offset_kernels(FULL))
+ODD_KERNELS = [*itertools.product(TARGETS, ["sliced-odd"], OPS, ["bfloat16"], ["bfloat16"])]
 
 
 def compiled(program):
@@ -190,7 +209,7 @@ def compiled(program):
 def reports():
     program = f"""
 import json
-for one in reports([Kernel(*names) for names in {KERNELS}]):
+for one in reports([Kernel(*names) for names in {KERNELS + OFFSET_KERNELS + ODD_KERNELS}]):
     print(json.dumps(dataclasses.asdict(one) | {{"kernel": one.kernel._asdict()}}))
 """
     lines = map(json.loads, compiled(program).splitlines())
@@ -200,6 +219,30 @@ for one in reports([Kernel(*names) for names in {KERNELS}]):
 @pytest.fixture(params=KERNELS, ids=" ".join)
 def report(reports, request):
     return reports[request.param]
+
+
+@pytest.mark.parametrize("kernel", OFFSET_KERNELS, ids=" ".join)
+def test_off_the_grid_lanes_lie_side_by_side(reports, kernel):
+    """Each lane has 4 bytes of a line, and an input's elements one by one; nothing else suffers."""
+    report = reports[kernel]
+    element = 8 * getattr(torch, kernel[3]).itemsize
+    assert report["loops"]
+    for loop in report["loops"]:
+        assert {*loop["load_bits"]} == {element}
+        assert {*loop["store_bits"]} == {32}
+    assert report["spilled_bytes"] == 0
+    assert most_instructions(report) < report["issue_budget"] / 2
+
+
+@pytest.mark.parametrize("kernel", ODD_KERNELS, ids=" ".join)
+def test_lanes_of_two_bytes_are_few(reports, kernel):
+    """With 32 of them, their addresses take 250 registers, and spill."""
+    report = reports[kernel]
+    for loop in report["loops"]:
+        assert {*loop["load_bits"], *loop["store_bits"]} == {16}
+        assert loop["loads_in_flight"] == len(loop["load_bits"])
+    assert report["spilled_bytes"] == 0
+    assert report["registers"] <= 80
 
 
 def test_the_covering_set_has_every_pair():
@@ -264,6 +307,50 @@ def test_instructions_take_less_than_half_of_the_time_of_memory(report):
     pinned, *_ = MORE_INSTRUCTIONS.get(tile, (0,))
     exception = max(pinned, OTHER_INSTRUCTIONS.get(tile, 0))
     assert instructions < report["issue_budget"] / 2 or round(instructions, 1) <= exception
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+@pytest.mark.parametrize(("itemsize", "spare"), [(2, 0), (4, 1)])
+def test_column_programs_of_a_backward_run_at_once(reports, itemsize, spare):
+    """The rule's programs of a multiprocessor find registers, with room for `spare` more."""
+    room = [
+        machine_code.places(report["registers"], num_warps=4)
+        for report in reports.values()
+        if report["kind"] == "column" and report["kernel"]["op"] == "backward"
+        if getattr(torch, report["kernel"]["dtype"]).itemsize == itemsize
+        if report["kernel"]["target"] != "gfx942"
+    ]
+    assert min(room) == gpu_rules(1, itemsize, backward=True).column.programs + spare
+
+
+@pytest.mark.parametrize(
+    ("registers", "num_warps", "programs"),
+    # A warp of 72 registers takes 9 blocks of 256, and a quarter of 16384 has room for 7 of them.
+    [(72, 4, 7), (73, 4, 6), (64, 4, 8), (32, 4, 16), (16, 4, 16), (32, 1, 32), (255, 8, 1)],
+)
+def test_programs_that_a_multiprocessor_runs_at_once(registers, num_warps, programs):
+    assert machine_code.places(registers, num_warps) == programs
+
+
+def test_the_last_wave_of_a_known_launch():
+    """An H100 runs 7 programs of 72 registers on each of 132 multiprocessors."""
+    fill = machine_code.Fill((), programs=1044, places=7 * 132)
+    assert (fill.waves, fill.last) == (2, 120 / 924)
+    whole = machine_code.Fill((), programs=2 * 924, places=924)
+    assert (whole.waves, whole.last) == (2, 1.0)
+
+
+def test_the_programs_of_a_benchmarks_case():
+    """Float32 (100000, 512): a program takes 512 columns of 8 rows, twice."""
+    output = compiled(
+        "from benchmarks.cases import MODELS\n"
+        "(case,) = (case for case in MODELS if case.name == 'graph-infomax')\n"
+        "for one in fills(case): print(one.setting[0], one.setting[-1], one.programs)"
+    )
+    forward, backward = output.splitlines()
+    assert forward == "graph-infomax forward 6250"
+    # Four blocks of 128 columns for 8 x 132 programs: 48 times 8 rows each.
+    assert backward == "graph-infomax backward 1044"
 
 
 @pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")

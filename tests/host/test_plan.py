@@ -185,6 +185,16 @@ def test_short_rows_are_columns_of_the_widest_vectors_that_leave_few_sums(
     assert 2 * vector * itemsize > 16 or 2 * vector * channels * inner > 2**18
 
 
+@pytest.mark.parametrize(("itemsize", "share"), [(2, 1 / 8), (4, 1 / 16), (8, 1 / 16)])
+@pytest.mark.parametrize("layout", [View(8192, 512, 1), View(256, 256, 196), View(256, 512, 49)])
+def test_slopes_are_a_small_share_of_what_a_forward_of_columns_accesses(layout, itemsize, share):
+    planned = make_plan(layout, itemsize, rules(itemsize))
+    blocks, row_splits = planned.grid
+    # Warps that lie over the same columns read the same slopes.
+    held = max(planned.constants["BLOCK"], 32 * planned.num_warps * planned.constants["V"])
+    assert blocks * row_splits * held <= share * 2 * layout.numel * 1.03  # the last tiles' padding
+
+
 @pytest.mark.parametrize("inner", [1, 3, 4, 8, 12, 1024, 1025])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_edges_only_where_rows_are_no_whole_vectors(inner, itemsize):
@@ -283,6 +293,32 @@ def test_no_block_is_a_single_element(kind, itemsize):
             launch = make_plan(View(*layout, x=x, grad_y=grad_y), itemsize, row)
             assert launch.constants["BLOCK"] >= 2, launch
             assert make_sum_plan(launch.partials, False).constants["TERM_BLOCK"] >= 2
+
+
+@pytest.mark.parametrize(("itemsize", "vector"), [(2, 2), (4, 1), (8, 1)])
+@pytest.mark.parametrize("shape", [(1, 1, 100_003), (8, 64, 10_003), (9999, 90, 1)])
+def test_lanes_are_narrow_off_the_grid(shape, itemsize, vector):
+    constants = make_plan(View(*shape, aligned=False), itemsize, rules(itemsize)).constants
+    assert (constants["NARROW"], constants["V"]) == (True, vector)
+    assert not make_plan(View(*shape), itemsize, rules(itemsize)).constants["NARROW"]
+
+
+@pytest.mark.parametrize("layout", [View(8, 64, 10_000, Gaps(40)), View(9999, 90, 1, Gaps(6))])
+def test_rows_with_gaps_are_not_narrow(layout):
+    on_the_grid = make_plan(layout, 4, rules())
+    off_the_grid = make_plan(layout._replace(aligned=False), 4, rules())
+    assert off_the_grid.constants == on_the_grid.constants
+
+
+@pytest.mark.parametrize("off", ["x", "grad_y", None])
+def test_both_inputs_are_asked_where_they_begin(off, device, calls):
+    x, grad_y = (
+        torch.ones(101, device=device)[1 if name == off else 0 :][:100] for name in ("x", "grad_y")
+    )
+    launch.prelu_forward(x, torch.ones(1, device=device), None)
+    launch.prelu_backward(grad_y, x, torch.ones(1, device=device), None, (True, True))
+    forward, backward, *_ = (call.arguments["NARROW"] for call, _ in calls)
+    assert (forward, backward) == (off == "x", off is not None)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 12, 100])

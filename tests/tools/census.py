@@ -190,7 +190,7 @@ def memories(detail: Detail) -> Iterator[Tensors]:
     """Tensors of every kind of memory. The dtypes take turns; where sets count, float64 has all."""
     full = detail is Detail.FULL
     shapes = (*DENSE, *SPECIAL) if full else DENSE
-    for offsets in itertools.product((0, 1), repeat=3) if full else [(0, 0, 0)]:
+    for offsets in itertools.product((0, 1), repeat=3) if full else [(0, 0, 0), (1, 0, 1)]:
         in_turn = zip(*(tensors(pair, offsets, shapes) for pair in PAIRS), strict=True)
         yield from (given[turn % len(PAIRS)] for turn, given in enumerate(in_turn))
         if detail is not Detail.EACH:
