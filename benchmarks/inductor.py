@@ -78,38 +78,42 @@ def compile_step(make: Callable[[], nn.Module], empty: Callable[[], Tensor]) -> 
         backend = functools.partial(compile_fx, inner_compile=note)
         y = torch.compile(make(), backend=backend, dynamic=False)(x)
         y.backward(torch.empty_like(y))
-    forward, backward = ([*_kernels(*graph, x.numel())] for graph in graphs)
-    _, tensors, _ = graphs[1]
-    return Step(forward, backward, sum(tensor.nbytes for tensor in tensors) - y.nbytes)
+    passes = []
+    for graph, tensors, options in graphs:
+        names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+        inputs = zip(names, tensors, strict=True)
+        large = {name: t.itemsize for name, t in inputs if t.numel() == x.numel()}
+        passes.append([*read_kernels(_generate(graph, tensors, options), x.numel(), large)])
+    # The backward takes what is saved, and y's gradient.
+    return Step(*passes, sum(tensor.nbytes for tensor in graphs[1][1]) - y.nbytes)
 
 
-def _kernels(
-    graph: GraphModule, inputs: list[Tensor], options: dict[str, Any], numel: int
-) -> Iterator[Kernel]:
-    """The launches of a graph's code.
+def read_kernels(code: str, numel: int, itemsizes: dict[str, int]) -> Iterator[Kernel]:
+    """The launches of Inductor's code.
 
-    A load or store counts once, in loops too: it goes over its tensor in the course of the loop.
+    A load or store counts once, in a loop too: in its course it goes over the whole tensor.
+
+    Args:
+        code: its module.
+        numel: elements of x.
+        itemsizes: of the code's arguments that have as many elements.
     """
-    code = _generate(graph, inputs, options)
     call = code[code.index("def call(") :]
     if other := re.search(r"extern_kernels\.\w+|torch\.ops\.\S+|\.copy_\(", call):
-        raise NotImplementedError(f"{other[0]} in Inductor's code: its memory is not known here")
-    names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
-    itemsizes = {n: t.itemsize for n, t in zip(names, inputs, strict=True) if t.numel() == numel}
-    bodies = dict(re.findall(r"\ndef (triton_\w+)(\(.*?)(?=''', device_str)", code, re.DOTALL))
+        raise NotImplementedError(f"{other[0]} in Inductor's code: what it moves is not known here")
+    bodies = dict(re.findall(r"\ndef (triton_\w+)\((.*?)(?=\n''')", code, re.DOTALL))
+    itemsizes = dict(itemsizes)
     for line in call.splitlines():
-        if made := re.search(r"(\w+) = empty_strided_cuda\(\(([^)]*)\),.*(torch\.\w+)\)", line):
-            name, shape, dtype = made.groups()
-            if math.prod(int(size) for size in re.findall(r"\d+", shape)) == numel:
-                itemsizes[name] = getattr(torch, dtype.removeprefix("torch.")).itemsize
+        if made := re.search(r"(\w+) = empty_strided_cuda\(\(([^)]*)\),.*torch\.(\w+)\)", line):
+            if math.prod(int(size) for size in re.findall(r"\d+", made[2])) == numel:
+                itemsizes[made[1]] = getattr(torch, made[3]).itemsize
         elif same := re.search(r"(\w+) = (?:reinterpret_tensor\()?(\w+)[;,]", line):
-            if same[2] in itemsizes:
-                itemsizes[same[1]] = itemsizes[same[2]]
+            itemsizes[same[1]] = itemsizes.get(same[2], 0)
         elif launch := re.search(r"(triton_\w+)\.run\(([^)]*)\)", line):
-            body = bodies[launch[1]]
-            parameters = re.findall(r"(\w+)(?:: tl\.constexpr)?[,)]", body.partition(":\n")[0])
+            parameters, _, body = bodies[launch[1]].partition("):\n")
             moved = {"load": 0, "store": 0}
-            for parameter, argument in zip(parameters, launch[2].split(", "), strict=False):
+            pairs = zip(parameters.split(", "), launch[2].split(", "), strict=False)
+            for parameter, argument in pairs:
                 for access in moved:
                     times = len(re.findall(rf"tl\.{access}\({parameter}\b", body))
                     moved[access] += times * numel * itemsizes.get(argument, 0)
