@@ -2,9 +2,10 @@
 
 torch.compile traces and partitions a training step on fake tensors of the CPU, because autograd
 refuses a GPU that is not there. Inductor then generates code of both graphs for an H100. Nothing is
-run. PyTorch believes in the H100 for the rest of the process: give it one of its own.
+run.
 """
 
+import contextlib
 import functools
 import math
 import re
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._dynamo.device_interface import CudaInterface
-from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._guards import TracingContext, tracing
 from torch._inductor import config
@@ -66,13 +66,13 @@ class Step(NamedTuple):
 
 def compile_step(make: Callable[[], nn.Module], empty: Callable[[], Tensor]) -> Step:
     """Compiles the training step of a module on x, which both are made without memory."""
-    _pretend_to_have_an_h100()
     graphs: list[tuple[GraphModule, list[Tensor], dict[str, Any]]] = []
 
     def note(graph: GraphModule, inputs: list[Tensor], **options: Any) -> Any:
         graphs.append((graph, list(inputs), options))
         return make_boxed_func(graph.forward)
 
+    torch.compiler.reset()
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = empty().requires_grad_()
         backend = functools.partial(compile_fx, inner_compile=note)
@@ -131,43 +131,46 @@ def _generate(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=DEVICE) for t in inputs
         ]
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*moved)
-        with tracing(TracingContext(mode)):
+        with tracing(TracingContext(mode)), _pretending_to_have_an_h100():
             return get_code(compile_fx_inner, graph, moved, **options)[0]
 
 
-@functools.cache
-def _pretend_to_have_an_h100() -> None:
+@contextlib.contextmanager
+def _pretending_to_have_an_h100() -> Iterator[None]:
     """Answers what PyTorch and Triton ask of a GPU before they generate code."""
-    # Code that is cached is not generated.
-    config.fx_graph_cache = functorch_config.enable_autograd_cache = False
-    compile_for(TARGET.target)
-
-    def answer(value: Any) -> Callable[..., Any]:
-        return lambda *arguments, **options: value
-
-    for name, value in {
+    answers = {
         "current_device": 0,
         "device_count": 1,
+        "get_compute_capability": 90,
         "get_device_capability": (9, 0),
         "get_device_properties": PROPERTIES,
         "get_rng_state": torch.empty(16, dtype=torch.uint8),
         "is_available": True,
         "is_bf16_supported": True,
+        "is_triton_capable": True,
+        "raise_if_triton_unavailable": None,
         "set_rng_state": None,
         "_exchange_device": 0,
         "_lazy_init": None,
         "_maybe_exchange_device": 0,
-    }.items():
-        setattr(torch.cuda, name, answer(value))
-    for name, value in {
-        "current_device": 0,
-        "device_count": 1,
-        "get_compute_capability": 90,
-        "get_device_properties": PROPERTIES,
-        "is_available": True,
-        "is_triton_capable": True,
-        "raise_if_triton_unavailable": None,
-    }.items():
-        setattr(CudaInterface, name, staticmethod(answer(value)))
-    for name, value in {"current_device": 0, "get_device_properties": PROPERTIES}.items():
-        setattr(CudaInterface.Worker, name, staticmethod(answer(value)))
+    }
+
+    def answer(value: Any) -> Any:
+        return staticmethod(lambda *arguments, **options: value)
+
+    compile_for(TARGET.target)
+    before = []
+    for place in (torch.cuda, CudaInterface, CudaInterface.Worker):
+        for name in answers.keys() & vars(place).keys():
+            before.append((place, name, vars(place)[name]))
+            setattr(place, name, answer(answers[name]))
+    for function in vars(torch.utils._triton).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()  # what it answered without the H100
+    try:
+        # Code that is cached would not be generated.
+        with config.patch(fx_graph_cache=False):
+            yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
