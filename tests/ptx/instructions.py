@@ -59,6 +59,8 @@ class Kernel:
                 parts = filter(None, map(str.strip, text.split(";")))
                 self.code += [Instruction(part, line) for part in parts]
         for instruction in self.code:
+            if "warp" in instruction.modifiers and self.threads > 32:
+                instruction.is_unknown()  # with one warp it is the CTA's barrier
             if instruction.op == "bra":
                 instruction.target = labels[instruction.arguments[0]]
         registers = re.compile(r"%[a-z]+\d+")
@@ -535,7 +537,10 @@ def _control(i):
     """What machine.py does by itself."""
     if i.op == "ret" and i.guard:
         i.is_unknown()
-    if i.op == "bar" and (i.modifiers != ["sync"] or i.arguments != ["0"]):
+    if i.op == "bar" and (i.modifiers, i.arguments) not in (
+        (["sync"], ["0"]),
+        (["warp", "sync"], ["-1"]),
+    ):
         i.is_unknown()
 
 
