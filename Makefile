@@ -26,8 +26,9 @@ demo: $(ready)
 test: $(ready)
 	$(PYTHON) -m pytest $(if $(xdist),-n auto --dist loadgroup)
 
-# 40 times as many examples of the property tests, and other ones on every run; and every kernel
-# compiled for every alignment and special size, not only for every set of constants.
+# 40 times as many examples of the property tests, and other ones on every run; every kernel
+# compiled for every alignment and special size, not only for every set of constants; and all of
+# README's first table counted again.
 test-full: $(ready)
 	$(PYTHON) -m pytest --hypothesis-profile=full
 

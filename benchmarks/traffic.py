@@ -15,7 +15,7 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple
@@ -214,48 +214,27 @@ PROVIDERS: dict[str, Callable[[Case], Step]] = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """What a provider does in a training step."""
-
-    case: str
-    x: str
-    provider: str
-    forward_reads: float
-    forward_writes: float
-    backward_reads: float
-    backward_writes: float
-    forward_launches: int
-    backward_launches: int
-    saved: float
-    """Bytes kept for the backward over those of x."""
+def count(provider: str, cases: Sequence[Case] = CASES) -> pd.DataFrame:
+    """A provider's rows, in a process that may be left with other drivers."""
+    return pd.DataFrame(make_row(case, provider, PROVIDERS[provider](case)) for case in cases)
 
 
-FIGURES = [field.name for field in fields(Row)][3:]
-
-
-def count(provider: str, cases: Sequence[Case] = CASES) -> list[Row]:
-    """The rows of a provider; it changes the process for itself."""
-    return [make_row(case, provider, PROVIDERS[provider](case)) for case in cases]
-
-
-def make_row(case: Case, provider: str, step: Step) -> Row:
-    """Bytes over those of x, in hundredths: parameters and statistics are none."""
-    passes = (step.forward, step.backward)
-    moved = [
-        sum(getattr(kernel, way) for kernel in kernels)
-        for kernels in passes
-        for way in ("read", "written")
-    ]
-    over_x = [round(nbytes / case.empty().nbytes, 2) for nbytes in (*moved, step.saved)]
-    return Row(case.name, case.x, provider, *over_x[:4], *map(len, passes), over_x[4])
+def make_row(case: Case, provider: str, step: Step) -> dict[str, Any]:
+    """Bytes become units of x, in hundredths: parameters and statistics are none."""
+    nbytes = case.empty().nbytes
+    row: dict[str, Any] = {"case": case.name, "x": case.x, "provider": provider}
+    for name, kernels in (("forward", step.forward), ("backward", step.backward)):
+        row[f"{name}_reads"] = round(sum(kernel.read for kernel in kernels) / nbytes, 2)
+        row[f"{name}_writes"] = round(sum(kernel.written for kernel in kernels) / nbytes, 2)
+        row[f"{name}_launches"] = len(kernels)
+    return row | {"saved": round(step.saved / nbytes, 2)}
 
 
 def count_all() -> pd.DataFrame:
     """All rows, each provider's by a process of its own."""
     with multiprocessing.get_context("spawn").Pool(len(PROVIDERS), maxtasksperchild=1) as pool:
         counted = pool.map(count, PROVIDERS, chunksize=1)
-    return pd.DataFrame(asdict(row) for rows in zip(*counted, strict=True) for row in rows)
+    return pd.concat(counted).sort_index(kind="stable", ignore_index=True)
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
@@ -284,13 +263,14 @@ def readme_block(rows: pd.DataFrame) -> str:
 
 def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     """The cells in which two counts differ, in words."""
-    old, new = (rows.set_index(["case", "x", "provider"])[FIGURES] for rows in (before, after))
+    rows = (before[after.columns], after)
+    old, new = (one.set_index(["case", "x", "provider"]) for one in rows)
     if not old.index.equals(new.index):
         return ["its rows are others"]
     return [
         f"{', '.join(row)}: {figure} was {old.at[row, figure]:g} and is {new.at[row, figure]:g}"
         for row in old.index
-        for figure in FIGURES
+        for figure in new.columns
         if old.at[row, figure] != new.at[row, figure]
     ]
 
