@@ -94,6 +94,7 @@ CASES = (
     Case("PReLU, C = 64", C64, _prelu(64), layout="channels_last"),
     Case("PReLU, C = 512", (32768, 512), _prelu(512)),
     Case("Leaky ReLU", C64, lambda library, dtype: library.LeakyReLU(0.1)),
+    Case("Leaky ReLU", C64, lambda library, dtype: library.LeakyReLU(0.1), FLOAT32),
     Case("bias, PReLU, C = 64", C64, _prelu(64, lambda dtype: Bias(64, dtype))),
     # bfloat16: with other dtypes PyTorch calls cuDNN, whose kernels cannot be read.
     Case("BatchNorm, PReLU, C = 64", C64, _prelu(64, lambda dtype: nn.BatchNorm2d(64))),
