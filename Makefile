@@ -40,8 +40,9 @@ COMPILED := tests/ptx tests/kernels tests/api/test_modules.py tests/torch/test_a
 # beyond 2^31 elements; and that the emulator notices what it is there for.
 CHOICE := "bfloat16-bfloat16 or test_property or test_launches or test_large or wrong_count and ODD_PLANE"
 
-# 40 times as many examples of the property tests, and other ones on every run; and every kernel
-# compiled for every alignment and special size, not only for every set of constants.
+# 40 times as many examples of the property tests, and other ones on every run; every kernel
+# compiled for every alignment and special size, not only for every set of constants; and all of
+# README's first table counted again.
 test-full: $(ready)
 	$(PYTHON) -m pytest --hypothesis-profile=full
 

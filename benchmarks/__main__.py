@@ -14,6 +14,7 @@ PROGRAMS = {
     "training": "Times training steps of whole networks. Needs a GPU.",
     "tune": "Proposes another table of launch rules, from a sweep. Needs a GPU.",
     "report": "Makes README's tables and the plots of what was timed.",
+    "traffic": "Counts passes over memory, launches and saved bytes, of ours and others.",
     "demo": "Trains a small super-resolution network with torch.nn.PReLU and with prelu_gpu.",
     "functions": "Draws PReLU, Leaky ReLU and their gradients.",
     "machine-code": "Tells what the kernels compile to for GPUs that need not be here.",

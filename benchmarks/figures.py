@@ -31,7 +31,7 @@ def read(paths: Sequence[Path]) -> dict[Path, pd.DataFrame]:
     found: dict[Path, list[pd.DataFrame]] = {}
     # What a file before it holds is not taken from the core run.
     for path in sorted(files, key=lambda path: path.stem.endswith(("-core", "-training"))):
-        if not path.stem.endswith(("-tune", "-quick")):
+        if not path.stem.endswith(("-tune", "-quick", "traffic")):
             stem = path.with_name(path.stem.removesuffix("-core").removesuffix("-training"))
             found.setdefault(stem, []).append(load(path))
     gpus = {stem: pd.concat(frames) for stem, frames in found.items()}
