@@ -17,6 +17,7 @@ from . import (
     leaky_relu,
     prelu,
     reference,
+    threshold,
 )
 from .backend import Backend, reason
 
@@ -34,7 +35,8 @@ def main() -> int:
         served_by = backend.backend_of(device)
         print(f"  runs on     {served_by.value}{f' ({why})' if why else ''}")
         if served_by is Backend.TRITON:
-            print(f"              PyTorch operators below {get_kernel_threshold()} elements")
+            print(f"              PyTorch operators below {_threshold(device)}")
+            print(f"              launches {_launches()}")
         left = served_by is Backend.PYTORCH
         if device.type == "cpu" and left and backend.WITHOUT_TRITON is None:
             print("              TRITON_INTERPRET=1 runs the kernels here, interpreted and slow")
@@ -48,6 +50,20 @@ def main() -> int:
             failed |= wrong is not None
             print(f"  self-check  {str(dtype).removeprefix('torch.'):10}{wrong or 'ok'}")
     return int(failed)
+
+
+def _threshold(device: torch.device) -> str:
+    elements = get_kernel_threshold()
+    if elements is None:
+        return f"{threshold.defaults[device.index] / 1e6:.0f} MB"
+    return f"{elements} elements"
+
+
+def _launches() -> str:
+    from . import run  # which needs triton
+
+    why = run.LOOK_UP_BECAUSE
+    return f"through Triton's look-up: {why}" if why else "without Triton's look-up after the first"
 
 
 def _triton_version() -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import composed, ops
-from ._torch import is_batched
+from ._torch import is_batched, single_level_apply
 from .backend import WITHOUT_TRITON
 from .route import Route, route
 
@@ -40,6 +40,9 @@ class PReLUFunction(torch.autograd.Function):
         served_by = SERVED_BY[_backward_route(grad_y, x, weight)]
         needs = ctx.needs_input_grad[:2]
         return *served_by.prelu_backward(grad_y, x, weight, ctx.channel_dim, needs), None, None
+
+
+apply_prelu = single_level_apply(PReLUFunction)
 
 
 class CompiledPReLUFunction(torch.autograd.Function):
@@ -89,6 +92,9 @@ class LeakyReLUFunction(torch.autograd.Function):
         else:
             grad_x = SERVED_BY[way].leaky_relu_backward(grad_y, saved, ctx.negative_slope)
         return grad_x, None, None, None
+
+
+apply_leaky_relu = single_level_apply(LeakyReLUFunction)
 
 
 def _backward_route(grad_y: Tensor, *saved: Tensor) -> Route:

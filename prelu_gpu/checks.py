@@ -146,10 +146,10 @@ def check_memory(*tensors: Tensor) -> None:
     """
     for tensor in tensors:
         try:
-            freed = tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+            filled = tensor.untyped_storage().nbytes() > 0
         except NotImplementedError:
             continue  # a device whose tensors have no storages
-        if freed:
+        if not filled and tensor.numel() > 0:
             raise RuntimeError(
                 "prelu_gpu: The tensor has a non-zero number of elements, but its data is not "
                 f"allocated yet. Got one of shape {tuple(tensor.shape)} with a storage of 0 bytes. "

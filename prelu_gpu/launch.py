@@ -84,7 +84,8 @@ def _leaky_relu(x: Tensor, negative_slope: float, y: Tensor) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor | None, negative_slope: float, y: Tensor, channel_dim: int | None
 ) -> None:
-    x = x.resolve_neg()
+    if x.is_neg():
+        x = x.resolve_neg()
     row = rules_for(x.device, x.itemsize, False)
     planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride())
     x = _copy(x, y) if planned.view.copies else x
@@ -100,7 +101,8 @@ def _backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
+    if grad_y.is_neg() or x.is_neg():
+        grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
     row = rules_for(x.device, x.itemsize, True)
     if row.atomic and torch.are_deterministic_algorithms_enabled():
         row = row._replace(atomic=False)
@@ -115,13 +117,12 @@ def _backward(
     sums = counts = grad_weight = None
     if needs_weight:
         assert weight is not None
-        sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if planned.atomic:
-            sums = torch.zeros_like(weight, dtype=sum_dtype)
+            sums = torch.zeros_like(weight, dtype=_sum_dtype(x))
         elif direct:
             sums = grad_weight = torch.empty_like(weight)
         else:
-            sums = torch.empty(planned.partials, dtype=sum_dtype, device=x.device)
+            sums = torch.empty(planned.partials, dtype=_sum_dtype(x), device=x.device)
             grad_weight = torch.empty_like(weight)
             counts = counters(x.device, weight.numel()) if planned.finish else None
 
@@ -171,13 +172,17 @@ def _sum_call(partials: tuple[int, int, int]) -> Call:
     return bind(sum_partials, make_sum_plan(partials, INTERPRETED))
 
 
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _copy(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` in the memory layout of a result that is made from `like`."""
     return torch.empty_like(like).copy_(tensor)
 
 
 def _slopes(weight: Tensor) -> Tensor:
-    return weight.resolve_neg().contiguous()
+    return (weight.resolve_neg() if weight.is_neg() else weight).contiguous()
 
 
 def _fixed_slope(negative_slope: float, x: Tensor) -> tuple[Tensor | None, float]:

@@ -28,7 +28,7 @@ from ._torch import (
     untraced,
 )
 from .backend import WITHOUT_TRITON, has_kernels, reason, warn_once
-from .checks import DTYPES, HALF, check_memory
+from .checks import DTYPES, check_memory
 from .route import PLAIN_TYPES, as_plain, is_small
 
 if TYPE_CHECKING or WITHOUT_TRITON is None:
@@ -58,8 +58,8 @@ def enable(device: str | torch.device | None = None) -> None:
     It holds for the whole process and every caller, until :func:`disable`; a second call changes
     nothing. Results, errors, autograd and transforms stay PyTorch's, except that the slope gradient
     is summed before it is rounded. As in :func:`prelu_gpu.prelu`, PyTorch's operator serves inputs
-    below :func:`prelu_gpu.kernel_threshold` when the result is identical; it also serves slopes
-    that broadcast in a way that torch.prelu never makes. Under autocast PyTorch rounds the slope
+    below :func:`prelu_gpu.kernel_threshold`, where it is quicker; it also serves slopes that
+    broadcast in a way that torch.prelu never makes. Under autocast PyTorch rounds the slope
     before the kernels see it.
 
     It does not reach code that Inductor compiled, which holds kernels of Inductor's own, nor
@@ -215,8 +215,7 @@ def _operators(device_type: str) -> dict[str, Callable[..., Any]] | None:
         needs = _needs_of_autograd()
         if (
             needs is None
-            # In half precision the native operator rounds every product of the slope gradient.
-            or (is_small(x) and not (needs[1] and x.dtype in HALF))
+            or is_small(x)
             or grad_y.shape != x.shape
             or grad_y.dtype is not x.dtype
             # A recorded graph may run where nothing is overridden.

@@ -3,6 +3,7 @@
 A plan is data: printable, and tested without a GPU.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Plan(Launch):
     finish: bool
     """Whether the last programs add up the partial sums."""
 
-    @property
+    @functools.cached_property
     def direct(self) -> bool:
         """Whether the partial sums are the slope gradient itself: no second stage."""
         splits, _, inner = self.partials

@@ -22,7 +22,7 @@ from ._torch import (
     without_class,
 )
 from .backend import has_kernels
-from .checks import DTYPES, HALF, check_memory
+from .checks import DTYPES, check_memory
 
 PLAIN_TYPES: frozenset[type[Tensor]] = frozenset((Tensor, nn.Parameter, nn.Buffer))
 
@@ -59,15 +59,22 @@ def route(x: Tensor, *others: Tensor) -> Route:
         return Route.COMPOSED
     if modes and in_recording_mode():
         return Route.COMPOSED
-    plain = True
-    for tensor in (x, *others):
-        if type(tensor) not in PLAIN_TYPES:
-            plain = False
-        elif is_zero_tensor(tensor):
-            return Route.COMPOSED
+    plain = filled = True
+    try:
+        for tensor in (x, *others):
+            if type(tensor) not in PLAIN_TYPES:
+                plain = False
+            elif is_zero_tensor(tensor):
+                return Route.COMPOSED
+            elif tensor.untyped_storage().nbytes() == 0:
+                filled = False
+    except NotImplementedError:
+        # No storage: a device's that has none, or a tensor that has left a transform.
+        return Route.COMPOSED
     if not plain:
         return Route.DISPATCHED if is_sharded(x, *others) else Route.COMPOSED
-    check_memory(x, *others)
+    if not filled:
+        check_memory(x, *others)
     if not has_kernels(x.device) or x.layout is not torch.strided or x.is_quantized:
         return Route.COMPOSED
     return Route.DISPATCHED if modes else Route.KERNELS
@@ -103,21 +110,23 @@ def is_small(x: Tensor) -> bool:
     """
     if is_dynamo_compiling() or type(x) not in PLAIN_TYPES:
         return False
-    size = x.numel()
-    return (
-        type(size) is int
-        and size < threshold.elements
-        and x.dtype in DTYPES
-        and x.layout is torch.strided
-        and not x.is_nested
-    )
+    if (
+        type(x.numel()) is not int
+        or x.dtype not in DTYPES
+        or x.layout is not torch.strided
+        or x.is_nested
+    ):
+        return False
+    if threshold.elements is not None:
+        return x.numel() < threshold.elements
+    return x.nbytes < threshold.defaults[x.get_device()]
 
 
-def pytorch_gives_the_same(x: Tensor, weight: Tensor, dim: int) -> bool:
-    """Whether torch.prelu is quicker and its results, gradients too, are identical.
+def pytorch_is_quicker(x: Tensor, weight: Tensor, dim: int) -> bool:
+    """Whether torch.prelu is quicker and means the same.
 
-    It takes slopes of the input's dtype, one or one for each channel along dimension 1. In half
-    precision it rounds every product of the slope gradient, and under autocast the slope.
+    It takes slopes of the input's dtype, one or one for each channel along dimension 1. Under
+    autocast it also casts them, and is not quicker.
     """
     return (
         is_small(x)
@@ -128,7 +137,6 @@ def pytorch_gives_the_same(x: Tensor, weight: Tensor, dim: int) -> bool:
         and weight.dim() == 1
         and type(dim) is int
         and (weight.numel() == 1 or (dim == 1 < x.dim() and weight.shape[0] == x.shape[1]))
-        and not (weight.dtype in HALF and weight.requires_grad and torch.is_grad_enabled())
         and not any_autocast()
     )
 

@@ -1,7 +1,6 @@
 """One launch: a kernel, its plan and its tensors, on the tensors' device, or interpreted."""
 
 import contextlib
-import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +15,25 @@ from triton.runtime import driver
 from .backend import INTERPRETED
 from .plan import Launch
 
-SEEN_TO_LAUNCH_DIRECTLY: frozenset[str] = frozenset()
-"""Versions of Triton whose compiled kernels a GPU launched right without Triton's look-up, which
-takes the host longer than a small kernel runs. None, until a GPU has run it. Triton's debug and
-inspection knobs are those of a kernel's first launch then."""
+DIRECT_VERSIONS = frozenset(("3.6", "3.7", "3.8", "3.9"))
+"""Versions of Triton whose compiled kernels tests/ptx launches without Triton's look-up."""
 
-DIRECT_LAUNCH = triton.__version__ in SEEN_TO_LAUNCH_DIRECTLY and torch.version.cuda is not None
+
+def _why_look_up() -> str | None:
+    version = ".".join(triton.__version__.split(".")[:2])
+    if os.environ.get("PRELU_GPU_DIRECT_LAUNCH") == "0":
+        return "PRELU_GPU_DIRECT_LAUNCH=0 was set at import"
+    if torch.version.hip is not None or torch.version.xpu is not None:
+        return "its key is known for NVIDIA's GPUs"
+    if version not in DIRECT_VERSIONS:
+        return f"triton {version} is none of {', '.join(sorted(DIRECT_VERSIONS))}"
+    return None
+
+
+LOOK_UP_BECAUSE = _why_look_up()
+"""Why every launch goes through Triton's look-up of what it has compiled, which takes the host
+longer than a small kernel runs. None if only a kernel's first launch does: Triton's debug and
+inspection knobs are those of that launch then."""
 
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
@@ -38,24 +50,26 @@ if hasattr(os, "register_at_fork"):
     )
 
 Values = dict[str, Any]
-"""Arguments of a kernel by parameter name."""
+"""Arguments of a kernel by parameter name, in the order of its parameters."""
 
 
 class Call(NamedTuple):
-    """A kernel with all of its arguments but the tensors and the number that is a fixed slope."""
+    """A kernel with all of its arguments but the first: tensors, None, a number for a slope."""
 
     kernel: Any
     launch: Launch
     arguments: Values
-    compiled: dict[tuple[Any, ...], Any]
-    """Compiled kernels by what Triton specialises the other arguments on."""
+    in_order: tuple[Any, ...]
+    """The arguments once more, as compiled kernels take them: by place."""
+    compiled: dict[tuple[Any, ...], Callable[..., None]]
+    """Launches of compiled kernels, by what Triton specialises the other arguments on."""
 
 
 def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
     """The call of a launch, with the sizes and constants that the kernel has parameters for."""
     known = {**launch.sizes, **launch.constants, **constants}
     arguments = {name: known[name] for name in kernel.arg_names if name in known}
-    return Call(kernel, launch, arguments, {})
+    return Call(kernel, launch, arguments, tuple(arguments.values()), {})
 
 
 def run(call: Call, values: Values) -> None:
@@ -82,22 +96,31 @@ def execute(call: Call, values: Values) -> None:
     if INTERPRETED:
         _interpret(call, values)
         return
-    device = next(iter(values.values())).device  # the first one is a tensor
-    with on(device):
-        if not DIRECT_LAUNCH:
-            _look_up_and_launch(call, values)
-            return
-        key = (device, *specialization(values))
-        if key in call.compiled:
-            arguments = {**values, **call.arguments}
-            compiled = call.compiled[key]
-            in_order = (arguments[name] for name in call.kernel.arg_names)
-            compiled[(*call.launch.grid, 1, 1)[:3]](*in_order)
-            return
-        compiled = _look_up_and_launch(call, values)
-        # Not what a hook has kept from being compiled, or is still being compiled.
-        if isinstance(compiled, CompiledKernel):
-            call.compiled[key] = compiled
+    first = next(iter(values.values()))  # a tensor
+    if driver.active.get_current_device() != (device := first.get_device()):
+        with on(first.device):
+            _launch(call, values, device)
+    else:
+        _launch(call, values, device)
+
+
+def _launch(call: Call, values: Values, device: int) -> None:
+    """Launches a kernel on the current device."""
+    if LOOK_UP_BECAUSE:
+        _look_up_and_launch(call, values)
+        return
+    key = specialization(device, values)
+    launch = call.compiled.get(key)
+    if launch is not None:
+        launch(*values.values(), *call.in_order)
+        return
+    compiled = _look_up_and_launch(call, values)
+    # Not what a hook has kept from being compiled, or is still being compiled.
+    if isinstance(compiled, CompiledKernel):
+        given = [*values, *call.arguments]
+        assert given == call.kernel.arg_names, f"{given} is not in the kernel's order"
+        # This keeps the kernel loaded.
+        call.compiled[key] = compiled[(*call.launch.grid, 1, 1)[:3]]
 
 
 _executed_by: Callable[[Call, Values], None] = execute
@@ -109,12 +132,16 @@ def _look_up_and_launch(call: Call, values: Values) -> Any:
     return kernel[launch.grid](**values, **call.arguments, num_warps=launch.num_warps)
 
 
-def specialization(values: Values) -> list[object]:
-    """What of a call's values decides which machine code Triton makes for it, on NVIDIA's GPUs."""
-    return [
-        (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else type(value)
-        for value in values.values()
-    ]
+def specialization(device: int, values: Values) -> tuple[object, ...]:
+    """What decides which machine code Triton makes for a call's values, on NVIDIA's GPUs."""
+    key: list[object] = [device]
+    for value in values.values():
+        if value is None or type(value) is float:
+            key.append(value is None)
+        else:
+            key.append(value.dtype)
+            key.append(value.data_ptr() % 16 == 0)
+    return tuple(key)
 
 
 def _interpret(call: Call, values: Values) -> None:
@@ -166,13 +193,8 @@ _UNCHANGED = contextlib.nullcontext()
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Makes `device` the current one, which it mostly is already."""
-    module = _device_module(device.type)
-    if module.current_device() == device.index:
+    if driver.active.get_current_device() == device.index:
         return _UNCHANGED
-    context: contextlib.AbstractContextManager[Any] = module.device(device)
+    context: contextlib.AbstractContextManager[Any]
+    context = torch.get_device_module(device.type).device(device)
     return context
-
-
-@functools.cache
-def _device_module(device_type: str) -> Any:
-    return torch.get_device_module(device_type)

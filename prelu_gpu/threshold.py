@@ -1,6 +1,8 @@
-"""The size from which the kernels serve: below it PyTorch's operator does, where it gives the same.
+"""The size from which the kernels serve: below it PyTorch's operator does, where it may.
 
-Host time decides for small inputs, and PyTorch's operator takes the least of it.
+A GPU runs behind the host: of a call's host time and its time on the GPU the longer one counts.
+Kernels take the host longer than PyTorch's operators, so they serve from the size on at which
+PyTorch's take the GPU that long at least.
 """
 
 import contextlib
@@ -8,21 +10,79 @@ import operator
 import os
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
 
 from .backend import INTERPRETED
 
-DEFAULT = 0 if INTERPRETED else 2**22
-"""By arithmetic, until a GPU has measured it: a launch through Triton takes the host about 17
-microseconds. In that time PyTorch's forward, at some 2.6 TB/s, computes 2**22 elements of float32
-on an H100. Interpreted kernels are for tests and learning, and serve at every size."""
+
+class Cost(NamedTuple):
+    """What a call costs."""
+
+    host: float
+    """Microseconds of the kernels' host time, launches left out, where torch.prelu takes 1.0."""
+    launches: int
+    """Kernels that it launches."""
+    passes: int
+    """PyTorch's passes over memory the size of the input: `python -m benchmarks traffic`."""
+
+    def nbytes(self, bandwidth: float) -> float:
+        """Bytes of input that take PyTorch as long as the kernels' host time."""
+        return (self.host + self.launches * LAUNCH) * 1e-6 * bandwidth / self.passes
+
+
+LAUNCH = 4.0
+"""Microseconds of host time of one launch by CUDA's driver: an estimate, until it is measured."""
+
+H100 = 3.35e12
+"""Bytes a second of an H100's memory, by its data sheet: no operator moves more."""
+
+COSTS = {
+    "prelu": Cost(host=5.0, launches=1, passes=2),
+    "prelu and its backward": Cost(host=22.5, launches=2, passes=7),
+    "leaky_relu": Cost(host=4.0, launches=1, passes=2),
+    "leaky_relu and its backward": Cost(host=19.0, launches=2, passes=5),
+}
+"""Held by tests/host/test_host.py. Under autocast eager launches five kernels for a training step
+and takes the host as long as the two here, whatever the size."""
+
+
+def default_bytes(bandwidth: float) -> int:
+    """Bytes of an input from which no call is slower by the kernels."""
+    return int(max(cost.nbytes(bandwidth) for cost in COSTS.values()))
+
+
+class _Defaults(dict[int, int]):
+    def __missing__(self, index: int) -> int:
+        self[index] = nbytes = default_bytes(_bandwidth(index))
+        return nbytes
+
+
+def _bandwidth(index: int) -> float:
+    if index < 0 or not torch.cuda.is_available() or torch.version.hip is not None:
+        return H100  # there is none, or none that says
+    properties = torch.cuda.get_device_properties(index)
+    try:
+        kilohertz, bits = properties.memory_clock_rate, properties.memory_bus_width
+    except AttributeError:  # an older PyTorch
+        return H100
+    return 2 * kilohertz * 1e3 * bits / 8
+
+
+defaults = _Defaults()
+"""Bytes of an input from which the kernels serve by default, by the index of its device."""
+
+DEFAULT = 0 if INTERPRETED else None
+"""Interpreted kernels are for tests and learning, and serve at every size."""
 
 _LOCK = threading.Lock()
-_setting = DEFAULT
+_setting: int | None = DEFAULT
 _blocks: list["_Block"] = []
 """The `kernel_threshold` blocks that are open, in the order of their opening."""
 
-elements = DEFAULT
-"""The threshold in force: read at every call, and written by this module alone."""
+elements: int | None = DEFAULT
+"""The threshold in force, None for `defaults`: read at every call, and written here alone."""
 
 
 class _Block:
@@ -31,20 +91,23 @@ class _Block:
         self.thread = threading.get_ident()
 
 
-def get_kernel_threshold() -> int:
-    """Number of elements of an input from which the kernels serve a call."""
+def get_kernel_threshold() -> int | None:
+    """Number of elements of an input from which the kernels serve a call; None for the default."""
     return elements
 
 
 def set_kernel_threshold(elements: int | None) -> None:
     """Sets the number of elements of an input from which the kernels serve a call.
 
-    Below it PyTorch's own operator serves where its result is identical; 0 means always the
-    kernels. It holds for the whole process, except within blocks of :func:`kernel_threshold`.
-    Compiled, traced and exported graphs never depend on the size.
+    Below it PyTorch's own operator serves where it is quicker: its results are identical, but that
+    in half precision it rounds every product of the slope gradient. 0 means always the kernels,
+    which sum it in float32. The setting holds for the whole process, except within blocks of
+    :func:`kernel_threshold`. Compiled, traced and exported graphs never depend on the size.
 
     Args:
-        elements: 0 or more; None for the default, 2**22 (0 under TRITON_INTERPRET=1).
+        elements: 0 or more; None for the default. It follows from the host's costs and the GPU's
+            memory bandwidth: 18 MB of input on an H100, 4.4 million elements of float32. Under
+            TRITON_INTERPRET=1 it is 0.
 
     Raises:
         TypeError: `elements` is not an integer.

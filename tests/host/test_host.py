@@ -59,7 +59,7 @@ def test_a_small_inference_is_a_few_questions_and_pytorchs_operator(arguments, l
         names = functions_called(lambda: module(x))
     assert names == [
         *("forward_or_node", "forward", "prelu"),
-        *("pytorch_gives_the_same", "is_small", "check_memory"),
+        *("pytorch_is_quicker", "is_small", "check_memory"),
     ]
     assert launched == []
 
