@@ -122,7 +122,7 @@ def _backward(
         elif direct:
             sums = grad_weight = torch.empty_like(weight)
         else:
-            sums = torch.empty(planned.partials, dtype=_sum_dtype(x), device=x.device)
+            sums = torch.empty(planned.partial_sums, dtype=_sum_dtype(x), device=x.device)
             grad_weight = torch.empty_like(weight)
             counts = counters(x.device, weight.numel()) if planned.finish else None
 

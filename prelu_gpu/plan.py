@@ -56,6 +56,11 @@ class Plan(Launch):
     """Whether the last programs add up the partial sums."""
 
     @functools.cached_property
+    def partial_sums(self) -> int:
+        """How many partial slope gradients there are."""
+        return math.prod(self.partials)
+
+    @functools.cached_property
     def direct(self) -> bool:
         """Whether the partial sums are the slope gradient itself: no second stage."""
         splits, _, inner = self.partials
