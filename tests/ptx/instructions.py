@@ -59,8 +59,6 @@ class Kernel:
                 parts = filter(None, map(str.strip, text.split(";")))
                 self.code += [Instruction(part, line) for part in parts]
         for instruction in self.code:
-            if "warp" in instruction.modifiers and self.threads > 32:
-                instruction.is_unknown()  # with one warp it is the CTA's barrier
             if instruction.op == "bra":
                 instruction.target = labels[instruction.arguments[0]]
         registers = re.compile(r"%[a-z]+\d+")
@@ -105,6 +103,11 @@ class Instruction:
         """Whether other threads may see when it runs."""
         memory = self.op in ("ld", "st", "atom", "red") and "param" not in self.modifiers
         return memory or self.op in ("ldmatrix", "stmatrix", "bar", "fence", "membar")
+
+    @property
+    def is_barrier(self):
+        """Whether all threads of a CTA wait here for each other."""
+        return self.op == "bar" and "warp" not in self.modifiers
 
     def allow(self, *modifiers):
         """Refuses modifiers that are not among these."""
@@ -412,8 +415,8 @@ def _convert(i):
         return computing(i, lambda a: narrowed(a, to), "f32")
     if source in HALF:
         return computing(i, lambda a: widened(a, source).astype(DTYPES[to]), source)
-    if (to[0] == "f") != (source[0] == "f"):
-        i.is_unknown()
+    if source[0] == "f" and to[0] != "f":
+        i.is_unknown()  # whole numbers of others
     return computing(i, lambda a: a.astype(DTYPES[to]), source)
 
 
@@ -537,10 +540,8 @@ def _control(i):
     """What machine.py does by itself."""
     if i.op == "ret" and i.guard:
         i.is_unknown()
-    if i.op == "bar" and (i.modifiers, i.arguments) not in (
-        (["sync"], ["0"]),
-        (["warp", "sync"], ["-1"]),
-    ):
+    barriers = (["sync"], ["0"]), (["warp", "sync"], ["-1"])
+    if i.op == "bar" and (i.modifiers, i.arguments) not in barriers:
         i.is_unknown()
 
 

@@ -1,10 +1,15 @@
 """What the emulator checks of a launch: its arguments, its device, and every access to memory."""
 
+import re
+
 import pytest
 import torch
 import triton
 import triton.language as tl
+from support import randn
 
+from prelu_gpu import prelu
+from prelu_gpu.rules import Kind
 from ptx import driver
 from ptx.instructions import Fault
 from ptx.machine import AddressOnly
@@ -191,3 +196,28 @@ def test_a_kernel_that_is_unloaded_does_not_run(x, active):
 def test_a_grid_that_is_none(x):
     with refuses("no such grid"):
         launch(x, x)[(0, 1, 1)](x, torch.empty_like(x), 100, 0.5, 0, 32)
+
+
+# The library's own kernels, changed
+
+CHANGES = {
+    "stores without predicates": (r"@%p\d+ (st\.global)", r"\1"),
+    "loads without predicates": (r"@%p\d+ (ld\.global)", r"\1"),
+    "a vector off by an element": (r"(ld\.global\.v4\.b32 \{[^}]*\}, \[ %rd\d+ \+ )0", r"\g<1>4"),
+    "a vector off by another": (r"(st\.global\.v4\.b32 \[ %rd\d+ \+ )0", r"\g<1>16"),
+    "bounds that are less or equal": (r"setp\.lt\.s64", "setp.le.s64"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_wrong_access_of_a_kernel_is_seen(change, device, force):
+    force(Kind.ODD_PLANE)
+    x = randn((3, 5, 1031), torch.float32, device)
+    weight = randn((5,), torch.float32, device, seed=1)
+    prelu(x, weight)
+    pattern, replacement = CHANGES[change]
+    with (
+        pytest.raises(Fault),
+        driver.emulation(edit=lambda ptx: re.sub(pattern, replacement, ptx)),
+    ):
+        prelu(x, weight)
