@@ -266,6 +266,7 @@ def replace_tensors():
 
     torch.Tensor.device = property(device)
     torch.Tensor.is_cuda = property(lambda tensor: tensor.device.type == "cuda")
+    torch.Tensor.get_device = lambda tensor: -1 if tensor.device.index is None else 0
     for name in (function.__name__ for function in _device._device_constructors()):
         if hasattr(torch, name):
             setattr(torch, name, with_cpu(getattr(torch, name)))
