@@ -5,13 +5,19 @@ from pathlib import Path
 
 import stand_in
 
-sys.path.append(str(Path(__file__).parents[1]))  # the folder of the package ptx
-stand_in.install()
 
-import emulated  # imports prelu_gpu, which asks for PyTorch's version of CUDA
+def start():
+    stand_in.install()
+    # The folders of prelu_gpu and ptx: of this checkout, whatever is installed.
+    checkout = Path(__file__).parents[2]
+    sys.path[1:1] = [str(checkout), str(checkout / "tests")]
+    import emulated  # and prelu_gpu, which asks for PyTorch's version of CUDA
 
-emulated.install()
-if sys.orig_argv[1:3] == ["-m", "benchmarks"]:
-    import small_shapes
+    emulated.install()
+    if sys.orig_argv[1:3] == ["-m", "benchmarks"]:
+        import small_shapes
 
-    small_shapes.install()
+        small_shapes.install()
+
+
+start()

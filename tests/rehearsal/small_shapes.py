@@ -15,7 +15,7 @@ ELEMENTS = 2**11
 
 
 def install():
-    """Replaces shapes and networks; the programs, and the kernels that serve them, stay as they are."""
+    """Replaces shapes and networks; programs and kernels stay as they are."""
     cases.Case.shape = Small()
     workloads.WORKLOADS = tuple(
         replace(workload, batch=2, **CHANGES[workload.network]) for workload in workloads.WORKLOADS
