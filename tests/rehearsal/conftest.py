@@ -29,7 +29,7 @@ NOT_REHEARSED = {
 
 
 class Machine:
-    """A bare checkout, where commands see the stand-in and no other environment."""
+    """A bare checkout, where README's commands find the stand-in as a machine's own packages."""
 
     def __init__(self, folder):
         self.folder = folder / "prelu_gpu"
@@ -41,14 +41,14 @@ class Machine:
         """Runs a command, for other minutes than its own; gives its status and all it said."""
         if minutes:
             command = re.sub(r"MINUTES=\d+", f"MINUTES={minutes}", command)
-        command = command.replace("$M", "make PYTHON=python3 RESULTS=out")
         deselected = (f"--deselect=tests/{name}" for name in NOT_REHEARSED)
         stand_in = self.folder / "tests/rehearsal"
+        path = (stand_in / "bin", Path(sys.executable).parent, os.environ["PATH"])
         done = subprocess.run(
-            ["bash", "-c", " ".join([command.replace("python3", sys.executable), *options])],
+            ["bash", "-c", " ".join(['M="make PYTHON=python3 RESULTS=out";', command, *options])],
             cwd=self.folder,
             env={
-                "PATH": f"{stand_in / 'bin'}:{os.environ['PATH']}",
+                "PATH": os.pathsep.join(map(str, path)),
                 "HOME": os.environ["HOME"],
                 "PYTHONPATH": str(stand_in),
                 "PYTHONUNBUFFERED": "1",

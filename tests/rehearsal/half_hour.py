@@ -81,8 +81,9 @@ def test_core_cases(machine):
         for provider in PROVIDERS
     }
     assert set(rows["commit"]) == {"abc123"}
+    # A launch takes 3 ms: kernels serve these cases, not PyTorch's operators.
+    assert (rows["call_us"][rows["provider"] == "prelu_gpu"] > 2900).all()
     assert (rows["device_us"] > 0).all()
-    assert (rows["call_us"] > 0).all()
     assert_plotted(machine.out / "emulated-h100-speedup.png")
 
 

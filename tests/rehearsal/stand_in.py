@@ -133,7 +133,9 @@ def synchronize(device=None):
 class Graph(TorchDispatchMode):
     """A CUDA graph: the launches and PyTorch's operators of a capture, which a replay runs again.
 
-    As on a GPU, a capture launches nothing: results are there after the first replay only.
+    As on a GPU, a capture launches nothing: results are there after the first replay only. Unlike
+    there it is a dispatch mode, so that our kernels are called as operators of the dispatcher, and
+    Leaky ReLU in place is PyTorch's.
     """
 
     capturing = None
