@@ -15,10 +15,12 @@ xdist = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo yes)
 TEST_OPTIONS ?= $(if $(xdist),-n 8 --dist load)
 parallel = $(if $(xdist),-n auto --dist loadgroup)
 GPU_CHECKS := $(addprefix gpu-check-,marked tests core sanitizer bench training)
+# What a part of gpu-check takes at most; what it has finished by then stays in RESULTS.
+MINUTES ?= 7
 export PYTHONPATH := .$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .PHONY: demo test test-compiled test-full test-stacks mutations lint bench machine-code machine-code-matrix tune \
-	clean gpu gpu-check $(GPU_CHECKS)
+	clean gpu gpu-check $(GPU_CHECKS) gpu-check-models gpu-check-steps rehearse
 .NOTPARALLEL:
 
 demo: $(ready)
@@ -77,23 +79,31 @@ lint: $(ready)
 bench: $(ready)
 	$(PYTHON) -m benchmarks speed --results $(RESULTS)
 
-# All that needs a GPU, in parts of less than 8 minutes each; what one has finished stays in RESULTS
-# when it is cut off. The tests come first: a speed is never reported on wrong results.
+# All that needs a GPU, in parts of less than 8 minutes each. The tests come first: a speed is never
+# reported on wrong results.
 gpu-check: $(GPU_CHECKS)
+
+# The same on a machine without a GPU: torch.cuda is stood in for, and the emulator runs the kernels.
+rehearse: $(ready)
+	$(PYTHON) -m pytest tests/rehearsal/half_hour.py
 
 # The tests that only a GPU can run, one by one: some need all of its memory, others take times.
 gpu-check-marked: gpu
-	set -o pipefail; timeout -k 10 -s INT 460 $(PYTHON) -m pytest -rs -m gpu \
+	set -o pipefail; timeout -k 10 -s INT $(MINUTES)m $(PYTHON) -m pytest -rs -m gpu \
 	2>&1 | tee $(RESULTS)/tests.txt
 
 # All others but those that need no GPU and keep every core busy.
 gpu-check-tests: gpu
-	set -o pipefail; timeout -k 10 -s INT 460 $(PYTHON) -m pytest -rs -m "not gpu" $(TEST_OPTIONS) \
+	set -o pipefail; timeout -k 10 -s INT $(MINUTES)m $(PYTHON) -m pytest -rs -m "not gpu" $(TEST_OPTIONS) \
 	$(foreach name,tools/test_census benchmarks/test_machine_code tools/test_mutations tools/test_packaging,--ignore=tests/$(name).py) \
 	2>&1 | tee -a $(RESULTS)/tests.txt
 
 gpu-check-core: gpu
 	$(call timed,--core)
+
+# What networks use, without waiting for compilers.
+gpu-check-models: gpu
+	$(call timed,--case model $(addprefix --provider ,prelu_gpu eager copy))
 
 # Without the caching allocator an access beside a tensor is one beside its memory.
 gpu-check-sanitizer: gpu
@@ -106,15 +116,19 @@ gpu-check-bench: gpu
 	$(call timed)
 
 # The report is made of what was timed, also where a case was wrong; the status says that it was.
-timed = $(PYTHON) -m benchmarks speed $(1) --minutes 7 --results $(RESULTS); status=$$?; \
+timed = $(PYTHON) -m benchmarks speed $(1) --minutes $(MINUTES) --results $(RESULTS); status=$$?; \
 	$(PYTHON) -m benchmarks report $(RESULTS) && exit $$status
 
 # Sweeps the rule table of prelu_gpu/rules.py and proposes another; the library itself never tunes.
 tune: gpu
-	$(PYTHON) -m benchmarks tune --minutes 7 --results $(RESULTS)
+	$(PYTHON) -m benchmarks tune --minutes $(MINUTES) --results $(RESULTS)
 
 gpu-check-training: gpu
-	$(PYTHON) -m benchmarks training --minutes 7 --results $(RESULTS)
+	$(PYTHON) -m benchmarks training --minutes $(MINUTES) --results $(RESULTS)
+
+# Fewer of the same training steps, not compiled.
+gpu-check-steps: gpu
+	$(PYTHON) -m benchmarks training --quick --minutes $(MINUTES) --results $(RESULTS)
 
 # Each target leaves in runs.txt which commit, GPU and versions its results are of.
 gpu: $(ready)

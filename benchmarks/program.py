@@ -91,20 +91,15 @@ class Deadline:
         self._end = clock() + 60 * minutes
         self._longest = 0.0
 
-    def check(self, seconds: float = 0.0) -> None:
-        """Raises TimeUpError where so many seconds are not left."""
-        if self._clock() + seconds > self._end:
-            raise TimeUpError
-
     @contextlib.contextmanager
-    def piece(self) -> Iterator[None]:
-        """Encloses one of several pieces of work.
+    def piece(self, seconds: float = 0.0) -> Iterator[None]:
+        """Encloses one of several pieces of work, which takes so many seconds or more.
 
         Raises:
             TimeUpError: before one that would not end in time if it took as long as the longest.
         """
         start = self._clock()
-        if start + self._longest > self._end:
+        if start + max(seconds, self._longest) > self._end:
             raise TimeUpError
         yield
         self._longest = max(self._longest, self._clock() - start)

@@ -146,10 +146,11 @@ def benchmark(
     )
     with progress_bars(console) as progress, contextlib.suppress(TimeUpError):
         for workload, providers in progress.track(list(left), description="timing"):
-            deadline.check(COMPILING_S if providers is COMPILED else 0)
-            refuse_wrong(find_mistakes(workload, device.device))
             key = workload.network, workload.layout
-            for name, one in time_steps(device, workload, providers, steps).items():
+            with deadline.piece(COMPILING_S if providers is COMPILED else 0):
+                refuse_wrong(find_mistakes(workload, device.device))
+                measured = time_steps(device, workload, providers, steps)
+            for name, one in measured.items():
                 if name == "nn.PReLU" and one.call_samples:
                     eager_us[key] = one.call_us
                 row = make_row(workload, name, one, eager_us.get(key))

@@ -51,21 +51,21 @@ class Workload:
         return model.to(memory_format=layout), (examples.to(memory_format=layout), target)
 
 
-def draw_volumes(batch: int) -> tuple[Tensor, Tensor]:
+def draw_volumes(batch: int, side: int = 192) -> tuple[Tensor, Tensor]:
     """Volumes, and masks of their dark and of their bright voxels."""
-    volumes = torch.randn(batch, 1, 192, 192, 192)
+    volumes = torch.randn(batch, 1, side, side, side)
     return volumes, torch.cat([volumes <= 0, volumes > 0], 1).float()
 
 
-def draw_voices(batch: int) -> tuple[Tensor, Tensor]:
-    """Four seconds of two voices at 8 kHz: their sum, and themselves."""
-    voices = torch.randn(batch, 2, 32_000)
+def draw_voices(batch: int, samples: int = 32_000) -> tuple[Tensor, Tensor]:
+    """Two voices, for four seconds at 8 kHz: their sum, and themselves."""
+    voices = torch.randn(batch, 2, samples)
     return voices.sum(1), voices
 
 
-def draw_pictures(batch: int) -> tuple[Tensor, Tensor]:
+def draw_pictures(batch: int, side: int = 192) -> tuple[Tensor, Tensor]:
     """Pictures of half the size, and of the whole."""
-    pictures = torch.rand(batch, 3, 192, 192)
+    pictures = torch.rand(batch, 3, side, side)
     return downscale(pictures), pictures
 
 

@@ -236,7 +236,7 @@ def test_a_run_goes_on_where_the_last_one_stopped(run, fake, console, compilers,
 def test_a_run_whose_minutes_are_over_keeps_what_it_finished(
     minutes, finished, left, run, console, compilers, clock
 ):
-    clock.step = 60  # asked once at the start, and before each network
+    clock.step = 60  # asked once at the start, and around each network
     half = replace(HALF, layout="contiguous")
     jobs = (TOY, training.EAGER), (half, training.EAGER), (TOY, compilers)
     assert len(run(*jobs, minutes=minutes, clock=clock)) == finished
