@@ -40,7 +40,8 @@ test-compiled: $(ready)
 COMPILED := tests/ptx tests/kernels tests/api/test_modules.py tests/torch/test_autograd.py
 # One dtype in every test, the one that the interpreter cannot round; all dtypes at random; addresses
 # beyond 2^31 elements; and that the emulator notices what it is there for.
-CHOICE := "bfloat16-bfloat16 or test_property or test_launches or test_large or wrong_count and ODD_PLANE"
+CHOICE := "(bfloat16-bfloat16 or test_property or test_launches or test_large or each_device or \
+wrong_count and ODD_PLANE) and not same_bits"
 
 # 40 times as many examples of the property tests, and other ones on every run; every kernel
 # compiled for every alignment and special size, not only for every set of constants; and all of

@@ -131,7 +131,8 @@ class Case:
         grad_y_stride = grad_y.stride() if op == "backward" else None
         result_stride = torch.empty_like(x).stride()
         view = make_view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
-        view = view._replace(aligned=x.data_ptr() % VECTOR_BYTES == 0)
+        if x.data_ptr() % VECTOR_BYTES:
+            view = view._replace(off_grid=("x",))
         return make_plan(view, self.dtype.itemsize, rules)
 
     def mistakes(self, device: torch.device) -> list[str]:

@@ -33,6 +33,10 @@ is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtens
 """Whether torch.autograd.grad(..., is_grads_batched=True) made a gradient. Waits for: a public
 question."""
 
+is_functional: Callable[[Tensor], bool] = torch._is_functional_tensor
+"""Whether torch.func.functionalize made a tensor: it has no memory of its own. Waits for: a public
+question in torch.func."""
+
 is_view: Callable[[Tensor], bool] = Tensor._is_view
 """Whether autograd knows a tensor as a view. Waits for: Tensor.is_view."""
 

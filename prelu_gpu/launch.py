@@ -87,8 +87,8 @@ def _forward(
     if x.is_neg():
         x = x.resolve_neg()
     row = rules_for(x.device, x.itemsize, False)
-    aligned = x.data_ptr() % VECTOR_BYTES == 0
-    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride(), None, aligned)
+    on_grid = (x.data_ptr() % VECTOR_BYTES == 0,)
+    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, x.stride(), None, on_grid)
     x = _copy(x, y) if planned.view.copies else x
     run(call, {"x_ptr": x, "weight_ptr": weight, "negative_slope": negative_slope, "y_ptr": y})
 
@@ -107,9 +107,9 @@ def _backward(
     row = rules_for(x.device, x.itemsize, True)
     if row.atomic and torch.are_deterministic_algorithms_enabled():
         row = row._replace(atomic=False)
-    aligned = (grad_y.data_ptr() | x.data_ptr()) % VECTOR_BYTES == 0
+    on_grid = x.data_ptr() % VECTOR_BYTES == 0, grad_y.data_ptr() % VECTOR_BYTES == 0
     strides = x.stride(), grad_y.stride()
-    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, *strides, aligned)
+    planned, call = plan_call(row, channel_dim, x.dtype, x.shape, *strides, on_grid)
     grad_x = torch.empty_like(x) if needs_x else None
     if planned.view.copies:
         grad_y = _copy(grad_y, x) if "grad_y" in planned.view.copies else grad_y
@@ -158,14 +158,15 @@ def plan_call(
     shape: tuple[int, ...],
     x_stride: tuple[int, ...],
     grad_y_stride: tuple[int, ...] | None = None,
-    aligned: bool = True,
+    on_grid: tuple[bool, ...] = (),
 ) -> tuple[Plan, Call]:
     """The plan and the call of a forward, or with an output gradient of a backward.
 
-    `aligned`: whether the tensors begin on the grid of the widest accesses.
+    `on_grid`: whether x and grad_y begin on the grid of the widest accesses, or ().
     """
     view = make_view(shape, dense_stride(shape, x_stride), channel_dim, x_stride, grad_y_stride)
-    planned = make_plan(view._replace(aligned=aligned), dtype.itemsize, rules)
+    off_grid = tuple(name for name, on in zip(view.inputs, on_grid, strict=False) if not on)
+    planned = make_plan(view._replace(off_grid=off_grid), dtype.itemsize, rules)
     call = bind(
         _KERNELS[planned.kind is Kind.COLUMN, grad_y_stride is not None],
         planned,

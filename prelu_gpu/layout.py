@@ -37,8 +37,8 @@ class View(NamedTuple):
     grad_y: Gaps = DENSE
     copies: tuple[str, ...] = ()
     """Inputs that no gaps describe: this pass copies them into the result's layout."""
-    aligned: bool = True
-    """Whether the inputs begin on the 16-byte grid, as results do."""
+    off_grid: tuple[str, ...] = ()
+    """Inputs that do not begin on the 16-byte grid, as results and copies do."""
 
     @property
     def numel(self) -> int:
@@ -62,7 +62,10 @@ class View(NamedTuple):
 
         Rows with gaps have an address each, which costs more than wide loads apart do.
         """
-        return not (self.aligned or self.gaps)
+        read_in_rows = (
+            name not in self.copies and not self.inputs[name].expanded for name in self.off_grid
+        )
+        return any(read_in_rows) and not self.gaps
 
     def copied(self, *names: str) -> "View":
         """The same view with inputs copied."""

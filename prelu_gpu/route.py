@@ -17,6 +17,7 @@ from ._torch import (
     in_recording_mode,
     in_transform,
     is_exporting,
+    is_functional,
     is_tracing,
     is_zero_tensor,
     without_class,
@@ -64,7 +65,7 @@ def route(x: Tensor, *others: Tensor) -> Route:
         for tensor in (x, *others):
             if type(tensor) not in PLAIN_TYPES:
                 plain = False
-            elif is_zero_tensor(tensor):
+            elif is_zero_tensor(tensor) or is_functional(tensor):
                 return Route.COMPOSED
             elif tensor.untyped_storage().nbytes() == 0:
                 filled = False

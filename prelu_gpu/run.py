@@ -32,8 +32,8 @@ def _why_look_up() -> str | None:
 
 LOOK_UP_BECAUSE = _why_look_up()
 """Why every launch goes through Triton's look-up of what it has compiled, which takes the host
-longer than a small kernel runs. None if only a kernel's first launch does: Triton's debug and
-inspection knobs are those of that launch then."""
+longer than a small kernel runs. None if only a kernel's first launch does: what Triton's
+knobs say of compiling and of its cache is as at that launch then."""
 
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 

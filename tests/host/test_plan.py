@@ -298,7 +298,7 @@ def test_no_block_is_a_single_element(kind, itemsize):
 @pytest.mark.parametrize(("itemsize", "vector"), [(2, 2), (4, 1), (8, 1)])
 @pytest.mark.parametrize("shape", [(1, 1, 100_003), (8, 64, 10_003), (9999, 90, 1)])
 def test_lanes_are_narrow_off_the_grid(shape, itemsize, vector):
-    constants = make_plan(View(*shape, aligned=False), itemsize, rules(itemsize)).constants
+    constants = make_plan(View(*shape, off_grid=("x",)), itemsize, rules(itemsize)).constants
     assert (constants["NARROW"], constants["V"]) == (True, vector)
     assert not make_plan(View(*shape), itemsize, rules(itemsize)).constants["NARROW"]
 
@@ -306,8 +306,16 @@ def test_lanes_are_narrow_off_the_grid(shape, itemsize, vector):
 @pytest.mark.parametrize("layout", [View(8, 64, 10_000, Gaps(40)), View(9999, 90, 1, Gaps(6))])
 def test_rows_with_gaps_are_not_narrow(layout):
     on_the_grid = make_plan(layout, 4, rules())
-    off_the_grid = make_plan(layout._replace(aligned=False), 4, rules())
+    off_the_grid = make_plan(layout._replace(off_grid=("x", "grad_y")), 4, rules())
     assert off_the_grid.constants == on_the_grid.constants
+
+
+def test_lanes_are_wide_for_copies_and_numbers_off_the_grid():
+    view = View(8, 64, 10_000, grad_y=Gaps(expanded=True), off_grid=("grad_y",))
+    assert not make_plan(view, 4, rules()).constants["NARROW"]
+    assert make_plan(view._replace(off_grid=("x",)), 4, rules()).constants["NARROW"]
+    copied = view._replace(off_grid=("x",)).copied("x")
+    assert not make_plan(copied, 4, rules()).constants["NARROW"]
 
 
 @pytest.mark.parametrize("off", ["x", "grad_y", None])
