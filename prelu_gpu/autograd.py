@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import composed, ops
 from ._torch import is_batched, single_level_apply
@@ -103,7 +104,8 @@ def _backward_route(grad_y: Tensor, *saved: Tensor) -> Route:
     PyTorch's operators serve where the gradients must be differentiable, as with create_graph=True,
     where they are batched and have no memory of their own, and where the backward is compiled.
     """
-    if is_batched(grad_y):
+    # Dynamo cannot trace this question.
+    if not is_dynamo_compiling() and is_batched(grad_y):
         return Route.COMPOSED
     way = route(grad_y, *saved)
     return Route.COMPOSED if way is Route.COMPILED or torch.is_grad_enabled() else way

@@ -44,6 +44,12 @@ def test_none_brings_back_the_default():
     assert get_kernel_threshold() == default
 
 
+def test_a_block_may_have_the_default_too():
+    set_kernel_threshold(5)
+    with kernel_threshold(None):
+        assert get_kernel_threshold() == threshold.DEFAULT
+
+
 def test_blocks_in_blocks_and_exceptions_restore_what_was_before():
     set_kernel_threshold(7)
     with kernel_threshold(1):

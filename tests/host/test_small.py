@@ -302,6 +302,8 @@ def test_a_gpus_memory_bandwidth_is_what_its_driver_says(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     assert threshold_module._bandwidth(0) == pytest.approx(3.35e12, rel=1e-3)
+    properties.memory_clock_rate = 0  # unknown
+    assert threshold_module._bandwidth(0) == threshold_module.H100
     del properties.memory_bus_width
     assert threshold_module._bandwidth(0) == threshold_module.H100
     assert threshold_module._bandwidth(-1) == threshold_module.H100

@@ -1,12 +1,14 @@
 """Inputs and gradients that are slices or expanded: read where they lie, or copied in each pass."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from support import (
     MARGIN,
     REDUCTIONS,
+    assert_right,
     assert_same,
     backward,
     eager_backward,
@@ -355,3 +357,14 @@ def test_the_gradient_of_cat_reaches_the_kernel_as_it_lies(device, monkeypatch):
     joined = torch.cat([prelu(x, torch.ones(3, device=device)), other], 1)
     joined.backward(randn(joined.shape, torch.float32, device))
     assert views[-1] == View(2, 3, 4, grad_y=Gaps(outer=20))
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 2, 5), (100,)])
+@pytest.mark.parametrize("offsets", [(0, 1), (1, 0), (1, 1)])
+def test_a_number_for_a_gradient_and_tensors_off_the_grid(shape, offsets, device, launches):
+    memory = randn((2, 200), torch.float32, device)
+    x = memory[0, offsets[0] :][: math.prod(shape)].view(shape)
+    grad_y = memory[1, offsets[1]].expand(shape)
+    weight = randn((1,), torch.float32, device, seed=1)
+    y, grad_x, grad_weight = backward(prelu, x, weight, grad_y)
+    assert_right(grad_y, x, weight, y=y, grad_x=grad_x, grad_weight=grad_weight)

@@ -170,7 +170,11 @@ class Launcher:
             # Triton's own last ones, for memory that these kernels do not ask for.
             values += [np.uint64(0)] * (len(kernel.parameters) - len(values))
             parameters = dict(zip(kernel.parameters, values, strict=True))
+            if enter is not None:
+                enter(launch_metadata)
             launch = Launch(kernel, (x, y, z), parameters, ranges, _options)
+            if leave is not None:
+                leave(launch_metadata)
             if _launches is not None:
                 _launches.append(launch)
 

@@ -100,10 +100,15 @@ class Lanes:
     def step(self):
         """Runs one instruction for the lanes here, and gives it."""
         instruction = self.launch.kernel.code[self.at]
+        if self._is_joint(self.at) and not all(map(self._is_joint, self.elsewhere)):
+            # It waits for lanes that are still on their way.
+            self._join(self.at, self.here)
+            self._next()
+            instruction = self.launch.kernel.code[self.at]
         self.active = self.here
         if self.launch.stats is not None:
             self.launch.stats.note(instruction, len(self.cta[self.here]))
-        if instruction.op in ("bar", "shfl", "ldmatrix", "stmatrix"):
+        if self._is_joint(self.at):
             self._must_be_whole(instruction)
         if instruction.op == "bra":
             self._branch(instruction)
@@ -144,12 +149,17 @@ class Lanes:
         self.elsewhere[place] = np.sort(np.concatenate([others, lanes]))
 
     def _next(self):
-        """On with the lanes that are at the first place; at None when all have returned."""
-        self.at = min(self.elsewhere, default=None)
+        """On with the lanes at the first place, of those that need no others; None at the end."""
+        alone = [place for place in self.elsewhere if not self._is_joint(place)]
+        self.at = min(alone or self.elsewhere, default=None)
         if self.at is not None:
             self.here = self.elsewhere.pop(self.at)
             if len(self.here) == self.count:
                 self.here = ALL
+
+    def _is_joint(self, place):
+        """Whether the instruction there is for all lanes of a warp, or of a CTA, at once."""
+        return self.launch.kernel.code[place].op in ("bar", "shfl", "ldmatrix", "stmatrix")
 
     def _must_be_whole(self, instruction):
         """A barrier is for all lanes of a CTA, a shuffle for those of a warp."""
@@ -196,6 +206,8 @@ class Range:
         self.name, self.writable = name, writable
         self.itemsize = tensor.dtype.itemsize
         self.start = tensor.data_ptr()
+        if self.start == 0:
+            raise Fault(f"{name} is a null pointer")
         self.elements = None
         """Which places between the first and the last one are elements; None if all are."""
         self.writes = None

@@ -131,3 +131,22 @@ def test_each_device_has_kernels_of_its_own(looked_up, monkeypatch):
         assert_same(y, x)
     assert there == [1, 1]
     assert looked_up == ["plane_forward"] * 2
+
+
+def test_hooks_see_every_launch():
+    """Profilers set them at any time."""
+    seen = []
+    x = randn((3, 2, 2064), torch.float32, "cpu")
+
+    def note(metadata):
+        seen.append(metadata.get()["name"])
+
+    launch.prelu_forward(x, torch.ones(2), 1)
+    triton.knobs.runtime.launch_enter_hook.add(note)
+    triton.knobs.runtime.launch_exit_hook.add(note)
+    try:
+        launch.prelu_forward(x, torch.ones(2), 1)
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(note)
+        triton.knobs.runtime.launch_exit_hook.remove(note)
+    assert seen == ["plane_forward"] * 2

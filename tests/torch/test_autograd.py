@@ -489,3 +489,23 @@ def test_a_gradients_class_sees_none_of_the_questions_of_the_route(x, weight):
     given = torch.autograd.grad(prelu(x, weight), (x, weight), grad_y)
     for actual, exact in zip(given, expected, strict=True):
         torch.testing.assert_close(actual.as_subclass(torch.Tensor), exact)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.functionalize])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_tensor_that_has_left_a_transform_is_pytorchs(transform, trains, weight, x, no_launch):
+    left = []
+
+    def function(inside):
+        left.append(inside * 2)
+        return inside.sum()
+
+    transform(function)(x)
+    with torch.set_grad_enabled(trains):
+        y = prelu(left[0], weight.requires_grad_())
+        expected = torch.prelu(left[0], weight)
+        assert torch.equal(y, expected)
+        assert torch.equal(leaky_relu(left[0]), torch.nn.functional.leaky_relu(left[0]))
+        if trains:
+            for result in (y, expected):
+                result.sum().backward()
