@@ -77,6 +77,8 @@ class Lanes:
     def read(self, name):
         if name not in self.registers and name in self.launch.kernel.undefined:
             self.registers[name] = self._poison(name)
+        if name not in self.registers:
+            raise Fault(f"{name} of {self.launch.kernel} is read before a lane has written it")
         return self.registers[name][self.active]
 
     def write(self, name, values):

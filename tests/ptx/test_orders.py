@@ -218,7 +218,7 @@ def test_what_needs_all_threads_is_refused_when_some_pass_it_by(instruction, dev
     force(Kind.PLANE)
     for mode in ("lockstep", "interleaved"):
         with (
-            pytest.raises(Fault, match=r"lanes are missing|wait at a barrier"),
+            pytest.raises(Fault, match=r"lanes are missing|wait at a barrier|is read before"),
             driver.emulation(mode=mode, edit=passed_by),
         ):
             finished(Kind.PLANE, torch.float32, device)
