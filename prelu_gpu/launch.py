@@ -115,14 +115,13 @@ def _backward(
         grad_y = _copy(grad_y, x) if "grad_y" in planned.view.copies else grad_y
         x = _copy(x, x) if "x" in planned.view.copies else x
 
-    direct = planned.direct
     # Where the kernel adds its sums, or leaves partial ones, or writes the gradient itself.
     sums = counts = grad_weight = None
     if needs_weight:
         assert weight is not None
         if planned.atomic:
             sums = torch.zeros_like(weight, dtype=_sum_dtype(x))
-        elif direct:
+        elif planned.direct:
             sums = grad_weight = torch.empty_like(weight)
         else:
             sums = torch.empty(planned.partial_sums, dtype=_sum_dtype(x), device=x.device)
@@ -144,7 +143,7 @@ def _backward(
 
     if planned.atomic and sums is not None and weight is not None:
         grad_weight = sums.to(weight.dtype)
-    elif needs_weight and not direct and not planned.finish:
+    elif needs_weight and not planned.direct and not planned.finish:
         call = _sum_call(planned.partials)
         run(call, {"partials_ptr": sums, "grad_weight_ptr": grad_weight})
     return grad_x, grad_weight

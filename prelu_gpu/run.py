@@ -59,8 +59,6 @@ class Call(NamedTuple):
     kernel: Any
     launch: Launch
     arguments: Values
-    in_order: tuple[Any, ...]
-    """The arguments once more, as compiled kernels take them: by place."""
     compiled: dict[tuple[Any, ...], Callable[..., None]]
     """Launches of compiled kernels, by what Triton specialises the other arguments on."""
 
@@ -69,7 +67,7 @@ def bind(kernel: Any, launch: Launch, **constants: Any) -> Call:
     """The call of a launch, with the sizes and constants that the kernel has parameters for."""
     known = {**launch.sizes, **launch.constants, **constants}
     arguments = {name: known[name] for name in kernel.arg_names if name in known}
-    return Call(kernel, launch, arguments, tuple(arguments.values()), {})
+    return Call(kernel, launch, arguments, {})
 
 
 def run(call: Call, values: Values) -> None:
@@ -97,6 +95,7 @@ def execute(call: Call, values: Values) -> None:
         _interpret(call, values)
         return
     first = next(iter(values.values()))  # a tensor
+    # Mostly it is, and `with` takes longer than to ask.
     if driver.active.get_current_device() != (device := first.get_device()):
         with on(first.device):
             _launch(call, values, device)
@@ -112,7 +111,7 @@ def _launch(call: Call, values: Values, device: int) -> None:
     key = specialization(device, values)
     launch = call.compiled.get(key)
     if launch is not None:
-        launch(*values.values(), *call.in_order)
+        launch(*values.values(), *call.arguments.values())
         return
     compiled = _look_up_and_launch(call, values)
     # Not what a hook has kept from being compiled, or is still being compiled.

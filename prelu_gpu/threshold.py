@@ -51,7 +51,7 @@ for a training step and takes the host as long as the two here."""
 
 
 def default_bytes(bandwidth: float) -> int:
-    """Bytes of an input from which the kernels do not wait for the host, in any of these calls."""
+    """Bytes of an input that take PyTorch as long as the kernels' host time, in all the calls."""
     return int(max(cost.nbytes(bandwidth) for cost in COSTS.values()))
 
 

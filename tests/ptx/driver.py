@@ -23,6 +23,8 @@ from .instructions import Fault, kernel_of
 from .machine import Launch, Range
 
 MULTIPROCESSORS = 132
+CPU = -1
+"""The index of its device, to PyTorch."""
 _DTYPES = {
     "i1": np.dtype(bool),
     "fp32": np.dtype(np.float32),
@@ -233,8 +235,7 @@ def install():
         )
     driver = activate()
     backend.KERNEL_DEVICES = (*backend.KERNEL_DEVICES, "cpu")
-    # PyTorch cannot ask the CPU for these.
-    run.on = lambda device: contextlib.nullcontext()
+    driver.set_current_device(CPU)
     _FOREVER.enter_context(
         rules.using_rules(
             lambda device, itemsize, backward: rules.gpu_rules(MULTIPROCESSORS, itemsize, backward)

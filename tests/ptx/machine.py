@@ -34,7 +34,7 @@ class AddressOnly:
         return self.address
 
     def get_device(self):
-        return -1  # as those of the CPU
+        return -1  # the CPU's
 
 
 class Lanes:

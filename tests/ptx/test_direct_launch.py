@@ -11,6 +11,7 @@ from support import PAIRS, assert_same, id_of, randn
 from prelu_gpu import launch, run
 from prelu_gpu.kernels import column, partials, plane
 from prelu_gpu.rules import Kind
+from ptx import driver
 
 pytestmark = pytest.mark.emulated
 
@@ -94,42 +95,35 @@ def test_a_kernel_that_triton_drops_stays_loaded(looked_up):
     assert looked_up == ["plane_forward"]
 
 
-class OnDevice(torch.Tensor):
-    """A tensor that claims to be on a device of this index."""
+class OnAnother(torch.Tensor):
+    """A tensor that claims to be on another device than the CPU."""
 
-    index = 0
+    index = 1
 
     def get_device(self):
         return self.index
 
 
-class OnAnother(OnDevice):
-    index = 1
-
-
 def test_each_device_has_kernels_of_its_own(looked_up, monkeypatch):
-    driver = triton.runtime.driver.active
-    there = []
+    active = triton.runtime.driver.active
 
     @contextlib.contextmanager
-    def on(device):
-        there.append(1 - driver.get_current_device())
-        driver.set_current_device(there[-1])
+    def on_another(device):
+        active.set_current_device(OnAnother.index)
         yield
-        driver.set_current_device(1 - there[-1])
+        active.set_current_device(driver.CPU)
 
-    monkeypatch.setattr(run, "on", on)
+    monkeypatch.setattr(run, "on", on_another)
     x = randn((3, 2, 2064), torch.float32, "cpu")
     weight = torch.ones(2)
     _, call = launch.plan_call(
         launch.rules_for(x.device, 4, False), 1, x.dtype, x.shape, x.stride()
     )
-    for kind in (OnDevice, OnAnother, OnDevice, OnAnother):
+    for given in (x, x.as_subclass(OnAnother)) * 2:
         y = torch.empty_like(x)
-        values = {"x_ptr": x.as_subclass(kind), "weight_ptr": weight, "negative_slope": 0.0}
-        run.execute(call, {**values, "y_ptr": y})
+        values = {"x_ptr": given, "weight_ptr": weight, "negative_slope": 0.0, "y_ptr": y}
+        run.execute(call, values)
         assert_same(y, x)
-    assert there == [1, 1]
     assert looked_up == ["plane_forward"] * 2
 
 

@@ -41,7 +41,7 @@ def reverse_halves(y_ptr, x_ptr, BLOCK: tl.constexpr):
 def active():
     there = triton.runtime.driver.active
     yield there
-    there.set_current_device(0)
+    there.set_current_device(driver.CPU)
 
 
 @pytest.fixture
@@ -174,11 +174,11 @@ def test_a_kernel_runs_on_the_device_that_it_was_loaded_on(x, active):
     compiled = launch(x, y)
     before = len(active.loads)
     active.set_current_device(1)
-    with refuses("launch on device 1 of device 0's kernel"):
+    with refuses("launch on device 1 of device -1's kernel"):
         compiled[GRID](x, y, 100, 0.5, 0, 32)
     launch(x, y)
     assert active.loads[before:] == [("add", 1)]
-    active.set_current_device(0)
+    active.set_current_device(driver.CPU)
     launch(x, y)
     assert len(active.loads) == before + 1
 

@@ -29,8 +29,6 @@ PROPERTIES = SimpleNamespace(
     L2_cache_size=2**11,  # a set or two of small inputs fill it three times
     total_memory=80 * 2**30,
 )
-LAUNCH_S = 3e-3
-"""What a launch takes by the clock of the device: a batch of the benchmarks is then one call."""
 EVENT_S = 1e-6
 CYCLES_PER_S = 2**31
 
