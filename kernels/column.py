@@ -8,13 +8,20 @@ masked epilogue (REMAINDER), without alignment. The rows of an input may have ga
 plane.py's.
 
 Program (block, row_split) owns BLOCK columns: it loads their slopes once and walks down the rows,
-ROWS at a time, in steps of all row splits together, without a division in the loop.
+ROWS at a time, in steps of all row splits together, without a division in the loop. `walk_columns`
+does, for every kernel here.
 """
 
 import triton
 import triton.language as tl
 
-from .formula import backward_tile, forward_tile, load_weight
+from .formula import add, backward_tile, forward_tile, load_weight, zeros
+
+
+@triton.jit
+def rows_of_program():
+    """This program's row split, and how many of them there are."""
+    return tl.program_id(1).to(tl.int64), tl.num_programs(1)
 
 
 @triton.jit
@@ -62,6 +69,99 @@ def remainder_offsets(rows, vectors, remainder, column, V: tl.constexpr):
 
 
 @triton.jit
+def as_rows(values):
+    """Vectors of columns, as rows that broadcast over a tile."""
+    rows = ()
+    for i in tl.static_range(len(values)):
+        rows = rows + (values[i][None, :],)
+    return rows
+
+
+@triton.jit
+def add_rows(sums, shares, HELD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds shares to sums, the HELD vectors that a thread holds of a tile first."""
+    added = ()
+    for i in tl.static_range(len(sums)):
+        held = tl.reshape(shares[i], (HELD, ROWS // HELD, BLOCK))
+        added = added + (sums[i] + tl.sum(held, axis=0),)
+    return added
+
+
+@triton.jit
+def walk_columns(
+    TILE: tl.constexpr,
+    SUMS: tl.constexpr,
+    x_ptr,
+    grad_y_ptr,
+    result_ptr,
+    coefficients,
+    correction,
+    rows,
+    vectors,
+    remainder,
+    x_outer_gap,
+    grad_y_outer_gap,
+    COMPUTE: tl.constexpr,
+    V: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REMAINDER: tl.constexpr,
+    NARROW: tl.constexpr,
+    EXPANDED: tl.constexpr,
+):
+    """Applies a tile function to all of this program's tiles; sums the first SUMS of its shares."""
+    row_split, row_splits = rows_of_program()
+    column, exists = columns_of_program(vectors, V, BLOCK)
+    # A thread adds up the two vectors that it holds of a tile: half the accumulators.
+    HELD: tl.constexpr = 2 if ROWS > 1 else 1
+    tile_sums = zeros(SUMS, (ROWS // HELD, BLOCK), COMPUTE)
+    remainder_sums = zeros(SUMS, (BLOCK,), COMPUTE)
+
+    for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
+        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS, NARROW)
+        x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
+        grad_y_rows = grad_y_ptr
+        if grad_y_ptr is not None:
+            grad_y_rows = row_pointers(grad_y_ptr, row, grad_y_outer_gap, V)
+        shares = TILE(
+            x_rows,
+            grad_y_rows,
+            result_ptr,
+            as_rows(coefficients),
+            as_rows(correction),
+            offsets,
+            mask,
+            COMPUTE,
+            EXPANDED,
+        )
+        tile_sums = add_rows(tile_sums, shares, HELD, ROWS, BLOCK)
+
+    if REMAINDER:
+        if row_split == row_splits - 1:
+            offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
+            shares = TILE(
+                x_ptr,
+                grad_y_ptr,
+                result_ptr,
+                coefficients,
+                correction,
+                offsets,
+                mask,
+                COMPUTE,
+                EXPANDED,
+            )
+            remainder_sums = add(remainder_sums, shares)
+
+    totals = ()
+    for i in tl.static_range(SUMS):
+        total = tl.sum(tile_sums[i], axis=0)
+        if REMAINDER:
+            total += remainder_sums[i]
+        totals = totals + (total,)
+    return totals
+
+
+@triton.jit
 def column_forward(
     x_ptr,
     weight_ptr,
@@ -81,21 +181,31 @@ def column_forward(
     NARROW: tl.constexpr,
 ):
     """Reads x once, writes y once."""
-    row_split, row_splits = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    column, exists = columns_of_program(vectors, V, BLOCK)
+    column, _ = columns_of_program(vectors, V, BLOCK)
     # In range for columns that do not exist, too.
     channel = column // inner % channels
     weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
-
-    for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
-        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS, NARROW)
-        x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
-        forward_tile(x_rows, weight[None, :], y_ptr, offsets, mask, COMPUTE)
-
-    if REMAINDER:
-        if row_split == row_splits - 1:
-            offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
-            forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE)
+    walk_columns(
+        forward_tile,
+        0,
+        x_ptr,
+        None,
+        y_ptr,
+        (weight,),
+        (),
+        rows,
+        vectors,
+        remainder,
+        x_outer_gap,
+        None,
+        COMPUTE,
+        V,
+        ROWS,
+        BLOCK,
+        REMAINDER,
+        NARROW,
+        False,
+    )
 
 
 @triton.jit
@@ -128,38 +238,36 @@ def column_backward(
     sums_ptr is a table of partial sums, (row_splits, columns), of which every program writes
     a run; with ATOMIC it is the zero-filled sums, (channels,).
     """
-    row_split, row_splits = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    row_split, _ = rows_of_program()
     column, exists = columns_of_program(vectors, V, BLOCK)
     # In range for columns that do not exist, too.
     channel = column // inner % channels
     weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
-    # A thread adds up the two vectors that it holds of a tile: half the accumulators.
-    HELD: tl.constexpr = 2 if ROWS > 1 else 1
-    tile_sums = tl.zeros((ROWS // HELD, BLOCK), COMPUTE)
-    remainder_sums = tl.zeros((BLOCK,), COMPUTE)
-
-    for first_row in range(row_split * ROWS, rows, row_splits * ROWS):
-        row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS, NARROW)
-        x_rows = row_pointers(x_ptr, row, x_outer_gap, V)
-        grad_y_rows = row_pointers(grad_y_ptr, row, grad_y_outer_gap, V)
-        shares = backward_tile(
-            grad_y_rows, x_rows, weight[None, :], grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
-        )
-        tile_sums += tl.sum(tl.reshape(shares, (HELD, ROWS // HELD, BLOCK)), axis=0)
-
-    if REMAINDER:
-        if row_split == row_splits - 1:
-            offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
-            remainder_sums += backward_tile(
-                grad_y_ptr, x_ptr, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
-            )
-
+    SUMS: tl.constexpr = 0 if sums_ptr is None else 1
+    totals = walk_columns(
+        backward_tile,
+        SUMS,
+        x_ptr,
+        grad_y_ptr,
+        grad_x_ptr,
+        (weight,),
+        (),
+        rows,
+        vectors,
+        remainder,
+        x_outer_gap,
+        grad_y_outer_gap,
+        COMPUTE,
+        V,
+        ROWS,
+        BLOCK,
+        REMAINDER,
+        NARROW,
+        EXPANDED,
+    )
     if sums_ptr is not None:
-        grad_weight = tl.sum(tile_sums, axis=0)
-        if REMAINDER:
-            grad_weight += remainder_sums
         if ATOMIC:
-            tl.atomic_add(sums_ptr + channel, grad_weight, exists, sem="relaxed")
+            tl.atomic_add(sums_ptr + channel, totals[0], exists, sem="relaxed")
         else:
             partials = row_split * vectors * V + column
-            tl.store(sums_ptr + partials, grad_weight, exists)
+            tl.store(sums_ptr + partials, totals[0], exists)

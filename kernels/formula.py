@@ -2,6 +2,15 @@
 
 The meaning is that of torch.nn.PReLU. Arithmetic is in COMPUTE: float64 for float64 data, else
 float32; a store rounds once. A mask of None means that the whole tile exists.
+
+What PReLU is applied to is x itself, or a norm of x: its `coefficients` tell, by their number.
+
+    (weight,)                       z = x
+    (weight, scale, shift)          z = x * scale + shift
+    (weight, scale, shift, mean)    z = (x - mean) * scale + shift
+
+A tile function has the parameters of `forward_tile` and gives a tuple of tensors, its shares of
+sums over all tiles. The kernels that walk over tiles (plane.py, column.py) take it as a constant.
 """
 
 import triton
@@ -45,18 +54,61 @@ def load(pointers, mask, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def forward_tile(x_ptr, weight, y_ptr, offsets, mask, COMPUTE: tl.constexpr):
+def centre(x, coefficients):
+    """Gives x less the mean, where the coefficients have one."""
+    if len(coefficients) == 4:
+        x -= coefficients[3]
+    return x
+
+
+@triton.jit
+def argument(centred, coefficients):
+    """What PReLU is applied to. By one instruction, so that its sign is the same in every pass."""
+    if len(coefficients) > 1:
+        centred = tl.fma(centred, coefficients[1], coefficients[2])
+    return centred
+
+
+@triton.jit
+def grad_argument(grad_z, centred, coefficients, correction):
+    """The gradient of x by that of PReLU's argument.
+
+    The correction, (slant, offset), is what x has done to the statistics; () where they are fixed.
+    """
+    if len(correction) > 0:
+        fixed = tl.fma(centred, correction[0], correction[1])
+        grad_z = tl.fma(grad_z, coefficients[1], fixed)
+    elif len(coefficients) > 1:
+        grad_z = grad_z * coefficients[1]
+    return grad_z
+
+
+@triton.jit
+def forward_tile(
+    x_ptr,
+    grad_y_ptr,
+    y_ptr,
+    coefficients,
+    correction,
+    offsets,
+    mask,
+    COMPUTE: tl.constexpr,
+    EXPANDED: tl.constexpr,
+):
     """Writes y of one tile."""
     x = load(x_ptr + offsets, mask, COMPUTE)
-    tl.store(y_ptr + offsets, prelu(x, weight), mask)
+    z = argument(centre(x, coefficients), coefficients)
+    tl.store(y_ptr + offsets, prelu(z, coefficients[0]), mask)
+    return ()
 
 
 @triton.jit
 def backward_tile(
-    grad_y_ptr,
     x_ptr,
-    weight,
+    grad_y_ptr,
     grad_x_ptr,
+    coefficients,
+    correction,
     offsets,
     mask,
     COMPUTE: tl.constexpr,
@@ -64,6 +116,7 @@ def backward_tile(
 ):
     """Writes grad_x of one tile, unless its pointer is None; gives the shares of grad_weight.
 
+    Behind a norm, of three sums: the shift's gradient, that times x - mean, and grad_weight.
     EXPANDED: grad_y is the one number at its pointer.
     """
     x = load(x_ptr + offsets, mask, COMPUTE)
@@ -75,5 +128,34 @@ def backward_tile(
     else:
         grad_y = load(grad_y_ptr + offsets, mask, COMPUTE)
     if grad_x_ptr is not None:
-        tl.store(grad_x_ptr + offsets, prelu_grad_x(grad_y, x, weight), mask)
-    return prelu_grad_weight(grad_y, x)
+        # Addresses made after the values would take registers.
+        grad_x_ptr += offsets
+    centred = centre(x, coefficients)
+    z = argument(centred, coefficients)
+    grad_z = prelu_grad_x(grad_y, z, coefficients[0])
+    if grad_x_ptr is not None:
+        grad_x = grad_argument(grad_z, centred, coefficients, correction)
+        tl.store(grad_x_ptr, grad_x, mask)
+    if len(coefficients) == 1:
+        shares = (prelu_grad_weight(grad_y, z),)
+    else:
+        shares = (grad_z, grad_z * centred, prelu_grad_weight(grad_y, z))
+    return shares
+
+
+@triton.jit
+def zeros(SUMS: tl.constexpr, SHAPE: tl.constexpr, COMPUTE: tl.constexpr):
+    """Sums that nothing has been added to."""
+    sums = ()
+    for _ in tl.static_range(SUMS):
+        sums = sums + (tl.zeros(SHAPE, COMPUTE),)
+    return sums
+
+
+@triton.jit
+def add(sums, shares):
+    """Adds the first shares of a tile to as many sums."""
+    added = ()
+    for i in tl.static_range(len(sums)):
+        added = added + (sums[i] + shares[i],)
+    return added

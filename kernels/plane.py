@@ -14,12 +14,13 @@ or that input's lanes would take one element each, as far apart as another's vec
 
 Program (outer_split, channel, tile_split) walks the rows outer_split, outer_split + outer_splits,
 ... of its channel, and in each of them the tiles tile_split, tile_split + tile_splits, ...
+`walk_rows` does, for every kernel here.
 """
 
 import triton
 import triton.language as tl
 
-from .formula import backward_tile, forward_tile, load_weight
+from .formula import add, backward_tile, forward_tile, load_weight, zeros
 from .partials import sum_by_last_program
 
 
@@ -76,9 +77,110 @@ def edge_offsets(start, body_start, body_end, end, V: tl.constexpr):
 
 
 @triton.jit
-def sum_vectors(shares, V: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums each vector within its thread: one accumulator instead of V."""
-    return tl.sum(tl.reshape(shares, (BLOCK // V, V)), axis=1)
+def add_vectors(sums, shares, V: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds shares to sums, each vector within its thread: one accumulator instead of V."""
+    added = ()
+    for i in tl.static_range(len(sums)):
+        vectors = tl.reshape(shares[i], (BLOCK // V, V))
+        added = added + (sums[i] + tl.sum(vectors, axis=1),)
+    return added
+
+
+@triton.jit
+def walk_rows(
+    TILE: tl.constexpr,
+    SUMS: tl.constexpr,
+    x_ptr,
+    grad_y_ptr,
+    result_ptr,
+    coefficients,
+    correction,
+    outer,
+    channels,
+    inner,
+    x_outer_gap,
+    x_channel_gap,
+    grad_y_outer_gap,
+    grad_y_channel_gap,
+    COMPUTE: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EDGES: tl.constexpr,
+    NARROW: tl.constexpr,
+    EXPANDED: tl.constexpr,
+):
+    """Applies a tile function to all of this program's tiles; sums the first SUMS of its shares."""
+    outer_split, channel, tile_split = program()
+    tile_splits = tl.num_programs(1).to(tl.int64)
+    body_sums = zeros(SUMS, (BLOCK // V,), COMPUTE)
+    edge_sums = zeros(SUMS, (2 * V,), COMPUTE)
+
+    for n in range(outer_split, outer, tl.num_programs(2)):
+        start, body_start, tiles_end, body_end, end = row_bounds(
+            n, channel, channels, inner, V, BLOCK
+        )
+        x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
+        grad_y_row = grad_y_ptr
+        if grad_y_ptr is not None:
+            grad_y_row = row_pointer(
+                grad_y_ptr, n, channel, grad_y_outer_gap, grad_y_channel_gap, 1 if EXPANDED else V
+            )
+        next_tile = body_start + tile_split * BLOCK
+        for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
+            offsets = tile_offsets(tile, V, BLOCK, NARROW)
+            shares = TILE(
+                x_row,
+                grad_y_row,
+                result_ptr,
+                coefficients,
+                correction,
+                offsets,
+                None,
+                COMPUTE,
+                EXPANDED,
+            )
+            body_sums = add_vectors(body_sums, shares, V, BLOCK)
+            next_tile = tile + tile_splits * BLOCK
+        if tiles_end < body_end:
+            # Whose next tile the tail is: found without a division.
+            if next_tile == tiles_end:
+                offsets = tile_offsets(tiles_end, V, BLOCK, NARROW)
+                mask = offsets < body_end
+                shares = TILE(
+                    x_row,
+                    grad_y_row,
+                    result_ptr,
+                    coefficients,
+                    correction,
+                    offsets,
+                    mask,
+                    COMPUTE,
+                    EXPANDED,
+                )
+                body_sums = add_vectors(body_sums, shares, V, BLOCK)
+        if EDGES:
+            if tile_split == 0:
+                offsets, mask = edge_offsets(start, body_start, body_end, end, V)
+                shares = TILE(
+                    x_row,
+                    grad_y_row,
+                    result_ptr,
+                    coefficients,
+                    correction,
+                    offsets,
+                    mask,
+                    COMPUTE,
+                    EXPANDED,
+                )
+                edge_sums = add(edge_sums, shares)
+
+    totals = ()
+    for i in tl.static_range(SUMS):
+        total = tl.sum(body_sums[i])
+        if EDGES:
+            total += tl.sum(edge_sums[i])
+        totals = totals + (total,)
+    return totals
 
 
 @triton.jit
@@ -99,29 +201,30 @@ def plane_forward(
     NARROW: tl.constexpr,
 ):
     """Reads x once, writes y once."""
-    outer_split, channel, tile_split = program()
-    tile_splits = tl.num_programs(1).to(tl.int64)
+    _, channel, _ = program()
     weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
-
-    for n in range(outer_split, outer, tl.num_programs(2)):
-        start, body_start, tiles_end, body_end, end = row_bounds(
-            n, channel, channels, inner, V, BLOCK
-        )
-        x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
-        next_tile = body_start + tile_split * BLOCK
-        for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
-            offsets = tile_offsets(tile, V, BLOCK, NARROW)
-            forward_tile(x_row, weight, y_ptr, offsets, None, COMPUTE)
-            next_tile = tile + tile_splits * BLOCK
-        if tiles_end < body_end:
-            # Whose next tile the tail is: found without a division.
-            if next_tile == tiles_end:
-                offsets = tile_offsets(tiles_end, V, BLOCK, NARROW)
-                forward_tile(x_row, weight, y_ptr, offsets, offsets < body_end, COMPUTE)
-        if EDGES:
-            if tile_split == 0:
-                offsets, mask = edge_offsets(start, body_start, body_end, end, V)
-                forward_tile(x_row, weight, y_ptr, offsets, mask, COMPUTE)
+    walk_rows(
+        forward_tile,
+        0,
+        x_ptr,
+        None,
+        y_ptr,
+        (weight,),
+        (),
+        outer,
+        channels,
+        inner,
+        x_outer_gap,
+        x_channel_gap,
+        None,
+        None,
+        COMPUTE,
+        V,
+        BLOCK,
+        EDGES,
+        NARROW,
+        False,
+    )
 
 
 @triton.jit
@@ -157,51 +260,36 @@ def plane_backward(
     None, the last program of each channel sums the table into grad_weight_ptr, (channels,).
     """
     outer_split, channel, tile_split = program()
-    tile_splits = tl.num_programs(1).to(tl.int64)
     weight = load_weight(weight_ptr, negative_slope, channel, COMPUTE)
-    body_sums = tl.zeros((BLOCK // V,), COMPUTE)
-    edge_sums = tl.zeros((2 * V,), COMPUTE)
-
-    for n in range(outer_split, outer, tl.num_programs(2)):
-        start, body_start, tiles_end, body_end, end = row_bounds(
-            n, channel, channels, inner, V, BLOCK
-        )
-        x_row = row_pointer(x_ptr, n, channel, x_outer_gap, x_channel_gap, V)
-        grad_y_row = row_pointer(
-            grad_y_ptr, n, channel, grad_y_outer_gap, grad_y_channel_gap, 1 if EXPANDED else V
-        )
-        next_tile = body_start + tile_split * BLOCK
-        for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
-            offsets = tile_offsets(tile, V, BLOCK, NARROW)
-            shares = backward_tile(
-                grad_y_row, x_row, weight, grad_x_ptr, offsets, None, COMPUTE, EXPANDED
-            )
-            body_sums += sum_vectors(shares, V, BLOCK)
-            next_tile = tile + tile_splits * BLOCK
-        if tiles_end < body_end:
-            if next_tile == tiles_end:
-                offsets = tile_offsets(tiles_end, V, BLOCK, NARROW)
-                mask = offsets < body_end
-                shares = backward_tile(
-                    grad_y_row, x_row, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
-                )
-                body_sums += sum_vectors(shares, V, BLOCK)
-        if EDGES:
-            if tile_split == 0:
-                offsets, mask = edge_offsets(start, body_start, body_end, end, V)
-                edge_sums += backward_tile(
-                    grad_y_row, x_row, weight, grad_x_ptr, offsets, mask, COMPUTE, EXPANDED
-                )
-
+    SUMS: tl.constexpr = 0 if sums_ptr is None else 1
+    totals = walk_rows(
+        backward_tile,
+        SUMS,
+        x_ptr,
+        grad_y_ptr,
+        grad_x_ptr,
+        (weight,),
+        (),
+        outer,
+        channels,
+        inner,
+        x_outer_gap,
+        x_channel_gap,
+        grad_y_outer_gap,
+        grad_y_channel_gap,
+        COMPUTE,
+        V,
+        BLOCK,
+        EDGES,
+        NARROW,
+        EXPANDED,
+    )
     if sums_ptr is not None:
-        total = tl.sum(body_sums)
-        if EDGES:
-            total += tl.sum(edge_sums)
         if ATOMIC:
-            tl.atomic_add(sums_ptr + channel, total, sem="relaxed")
+            tl.atomic_add(sums_ptr + channel, totals[0], sem="relaxed")
         else:
-            split = outer_split * tile_splits + tile_split
-            tl.store(sums_ptr + split * channels + channel, total)
+            split = outer_split * tl.num_programs(1) + tile_split
+            tl.store(sums_ptr + split * channels + channel, totals[0])
             if counters_ptr is not None:
                 splits = tl.num_programs(1) * tl.num_programs(2)
                 sum_by_last_program(
