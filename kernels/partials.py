@@ -6,6 +6,8 @@ Either a launch of its own, or the last program of the first stage.
 import triton
 import triton.language as tl
 
+from .formula import add, zeros
+
 
 @triton.jit
 def sum_partials(
@@ -62,12 +64,42 @@ def sum_channels(
     TERM_BLOCK: tl.constexpr,
 ):
     """Sums the partials of the channels in a block, TERM_BLOCK of each at a time."""
-    total = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), partials_ptr.dtype.element_ty)
+    totals = sum_terms(partials_ptr, channel, splits, channels, inner, 1, CHANNEL_BLOCK, TERM_BLOCK)
+    tl.store(grad_weight_ptr + channel, totals[0], channel < channels)
+
+
+@triton.jit
+def sum_terms(
+    partials_ptr,
+    channel,
+    splits,
+    channels,
+    inner,
+    TABLES: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr,
+    TERM_BLOCK: tl.constexpr,
+):
+    """The sums of the channels in a block, over each of the tables that follow one another."""
+    COMPUTE: tl.constexpr = partials_ptr.dtype.element_ty
+    sums = zeros(TABLES, (TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
     for first in range(0, splits * inner, TERM_BLOCK):
-        term = first + tl.arange(0, TERM_BLOCK)
-        # The plan keeps columns, and so partials, within reach of 32-bit offsets.
-        offsets = (term // inner * channels)[:, None] + channel[None, :]
-        offsets = offsets * inner + (term % inner)[:, None]
-        mask = (term < splits * inner)[:, None] & (channel < channels)[None, :]
-        total += tl.load(partials_ptr + offsets, mask, 0.0)
-    tl.store(grad_weight_ptr + channel, tl.sum(total, axis=0), channel < channels)
+        offsets, mask = term_offsets(first, channel, splits, channels, inner, TERM_BLOCK)
+        terms = ()
+        for table in tl.static_range(TABLES):
+            size = tl.cast(splits, tl.int64) * channels * inner
+            terms = terms + (tl.load(partials_ptr + table * size + offsets, mask, 0.0),)
+        sums = add(sums, terms)
+    totals = ()
+    for table in tl.static_range(TABLES):
+        totals = totals + (tl.sum(sums[table], axis=0),)
+    return totals
+
+
+@triton.jit
+def term_offsets(first, channel, splits, channels, inner, TERM_BLOCK: tl.constexpr):
+    """Offsets and mask of a block's terms in a table (splits, channels, inner)."""
+    term = first + tl.arange(0, TERM_BLOCK)
+    # The plan keeps columns, and so partials, within reach of 32-bit offsets.
+    offsets = (term // inner * channels)[:, None] + channel[None, :]
+    offsets = offsets * inner + (term % inner)[:, None]
+    return offsets, (term < splits * inner)[:, None] & (channel < channels)[None, :]

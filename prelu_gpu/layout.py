@@ -26,6 +26,9 @@ class Gaps(NamedTuple):
 
 DENSE = Gaps()
 
+SAMPLES_LIMIT = 65535
+"""Most samples whose channels lie within: a grid's third axis has no more programs."""
+
 
 class View(NamedTuple):
     """A result's memory in order: element (n, c, i) has slope c; and how inputs lie beside it."""
@@ -39,10 +42,12 @@ class View(NamedTuple):
     """Inputs that no gaps describe: this pass copies them into the result's layout."""
     off_grid: tuple[str, ...] = ()
     """Inputs that do not begin on the 16-byte grid, as results and copies do."""
+    samples: int = 1
+    """How many such views follow one another, each with channels of its own."""
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Number of elements, of a sample."""
         return self.outer * self.channels * self.inner
 
     @property
@@ -207,3 +212,56 @@ def _gaps(view: View, outer: int, channel: int, inner: int) -> Gaps | None:
         outer - view.channels * view.inner if view.outer > 1 else 0,
         channel - view.inner if view.channels > 1 else 0,
     )
+
+
+class Layout(NamedTuple):
+    """How a norm's tensors lie in memory."""
+
+    view: View
+    stride: tuple[int, ...]
+    """Strides of the results, dense."""
+
+
+def batch_layout(
+    shape: tuple[int, ...], x: tuple[int, ...], grad_y: tuple[int, ...] | None = None
+) -> Layout:
+    """The layout where a channel, along dimension 1, has its statistics over all the others."""
+    stride = dense_stride(shape, x)
+    return Layout(make_view(shape, stride, 1, x, grad_y), stride)
+
+
+def instance_layout(
+    shape: tuple[int, ...], x: tuple[int, ...], grad_y: tuple[int, ...] | None = None
+) -> Layout:
+    """The layout where each channel of each sample has its own statistics.
+
+    Results lie as x does if its samples follow one another, else as contiguous tensors.
+    """
+    samples, channels, *sizes = shape
+    stride = dense_stride(shape, x)
+    contiguous = dense_stride(shape, (0,) * len(shape))
+    if samples > 1 and stride[0] != math.prod(shape[1:]):
+        stride = contiguous
+    sample = make_view(shape[1:], stride[1:], 0)
+    if sample.outer > 1 and samples > SAMPLES_LIMIT:
+        stride = contiguous
+        sample = make_view(shape[1:], stride[1:], 0)
+    inputs = {"x": x} if grad_y is None else {"x": x, "grad_y": grad_y}
+    if sample.outer > 1:
+        copies = tuple(name for name, s in inputs.items() if not same_layout(shape, stride, s))
+        return Layout(sample._replace(samples=samples, copies=copies), stride)
+    # Every channel of every sample is a row, or several: one dimension holds them all.
+    merged = {name: _merged(shape, s) for name, s in inputs.items()}
+    copies = tuple(name for name, s in merged.items() if s is None)
+    view = make_view((samples * channels, *sizes), _merged(shape, stride), 0, **merged)
+    return Layout(view._replace(copies=(*view.copies, *copies)), stride)
+
+
+def _merged(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides with the first two dimensions as one; None where they do not lie like one."""
+    samples, channels = shape[:2]
+    if samples == 1:
+        return stride[1:]
+    if channels == 1:
+        return stride[:1] + stride[2:]
+    return stride[1:] if stride[0] == channels * stride[1] else None

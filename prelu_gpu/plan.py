@@ -3,6 +3,7 @@
 A plan is data: printable, and tested without a GPU.
 """
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Plan(Launch):
     view: View
     """Its `copies` must be made before the launch."""
     partials: tuple[int, int, int]
-    """Partial slope gradients that the launch leaves: (splits, channels, inner)."""
+    """Partial sums that the launch leaves, of each kind: (splits, channels, inner)."""
     atomic: bool
     finish: bool
     """Whether the last programs add up the partial sums."""
@@ -77,6 +78,8 @@ def make_plan(view: View, itemsize: int, rules: Rules) -> Plan:
 
 def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     """The kind of tile that suits a view."""
+    if view.samples > 1:
+        return Kind.COLUMN
     if view.outer == view.channels == 1:
         return Kind.FLAT
     vector = _vector(view, itemsize)
@@ -149,12 +152,13 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
         tile_rows = max(tile_rows, rules.column.size // itemsize // block)
     steps = _ceil_div(rows, tile_rows)
     blocks = _ceil_div(columns, block)
-    splits = min(rules.column.programs // blocks, rules.partials // columns, GRID_LIMIT)
+    programs = rules.column.programs // view.samples
+    splits = min(programs // blocks, rules.partials // (columns * view.samples), GRID_LIMIT)
     row_splits = _even(steps, splits)
     return Plan(
         kind=Kind.COLUMN,
         view=view,
-        grid=(blocks, row_splits),
+        grid=(blocks, row_splits, view.samples) if view.samples > 1 else (blocks, row_splits),
         num_warps=rules.column.warps_for(block * tile_rows * itemsize),
         partials=(row_splits * fold, channels, inner),
         atomic=rules.atomic,
@@ -176,6 +180,45 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
             "EXPANDED": view.grad_y.expanded,
             "ATOMIC": rules.atomic,
         },
+    )
+
+
+def make_norm_plan(view: View, itemsize: int, rules: Rules) -> Plan:
+    """Plans one launch of a norm's kernel, whose sums are of each channel of each sample.
+
+    Where a tile of columns holds whole rows, its programs sum these first: the partial sums do not
+    grow with the outer positions that make one row of columns.
+    """
+    plan = make_plan(view, itemsize, rules)
+    if plan.kind is not Kind.COLUMN:
+        return plan
+    splits, channels, inner = plan.partials
+    block, row = plan.constants["BLOCK"], channels * inner
+    folds = block // row if block % row == 0 else 1
+    if folds > 1:
+        splits = plan.grid[0] * plan.grid[1]
+    return dataclasses.replace(
+        plan,
+        partials=(splits, view.samples * channels, inner),
+        sizes={
+            **plan.sizes,
+            "sample_vectors": view.numel // plan.constants["V"] if view.samples > 1 else None,
+        },
+        constants={**plan.constants, "FOLDS": folds},
+    )
+
+
+def make_finish_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
+    """Plans the second stage of a norm: a program for each channel, unless these have few terms."""
+    splits, channels, inner = partials
+    tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
+    term_block = min(_block(splits * inner), tile)
+    channel_block = min(_next_power_of_2(channels), widest, tile // term_block)
+    return Launch(
+        grid=(_ceil_div(channels, channel_block),),
+        num_warps=4,
+        sizes={"splits": splits, "channels": channels, "inner": inner},
+        constants={"CHANNEL_BLOCK": channel_block, "TERM_BLOCK": term_block},
     )
 
 
@@ -219,7 +262,8 @@ def _gap_arguments(view: View, vector: int, *axes: str) -> dict[str, int | None]
 def _vector(view: View, itemsize: int) -> int:
     """Elements of the widest access at which rows lie alike in all tensors."""
     widest = max(NARROW_BYTES, itemsize) if view.narrow else VECTOR_BYTES
-    return math.gcd(widest // itemsize, view.gaps)
+    between = view.numel if view.samples > 1 else 0
+    return math.gcd(widest // itemsize, view.gaps, between)
 
 
 def _is_short(view: View, vector: int) -> bool:

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
     from support import CANARY, EMULATED, GPU, MARGIN, randn
 
-    from prelu_gpu import backend, kernel_threshold, launch
+    from prelu_gpu import backend, kernel_threshold, launch, launch_norm
     from prelu_gpu.backend import warn_once
     from prelu_gpu.rules import gpu_rules, using_rules
     from prelu_gpu.run import execute, intercepting
@@ -105,6 +105,9 @@ class GuardedTorch:
     def empty_like(self, tensor, **options):
         return self._guarded(torch.empty_like(tensor, **options))
 
+    def empty_strided(self, shape, stride, *, dtype, device):
+        return self._guarded(torch.empty_strided(shape, stride, dtype=dtype, device=device))
+
     def _guarded(self, tensor):
         numel = tensor.numel()
         buffer = torch.full((numel + 2 * MARGIN,), CANARY, dtype=tensor.dtype, device=tensor.device)
@@ -124,6 +127,7 @@ def guarded_allocations(monkeypatch):
     """What a kernel leaves unwritten is NaN, and what it writes outside its output is seen."""
     guard = GuardedTorch()
     monkeypatch.setattr(launch, "torch", guard)
+    monkeypatch.setattr(launch_norm, "torch", guard)
     yield guard
     guard.check()
 

@@ -219,15 +219,22 @@ _BINARY = {
 }
 
 
+_FLOAT32 = {"div": np.divide, "min": np.fmin, "max": np.fmax}
+"""Of floats: of a number and NaN, the number is the greater and the smaller. div.full may be two
+units of the last place off; here it is none."""
+
+
 @builds(*_BINARY)
 def _binary(i):
     function, type_ = _BINARY[i.op], i.type
     if "wide" in i.modifiers:
         return _wide(i)
-    i.allow("lo", "rn")
+    i.allow("lo", "rn", "full")
     floating = type_ in HALF or type_[0] == "f"
     if floating and i.op not in ("add", "sub", "mul"):
-        i.is_unknown()
+        if type_ != "f32" or i.op not in _FLOAT32:
+            i.is_unknown()
+        function = _FLOAT32[i.op]
     if type_ in HALF:
 
         def rounded(a, b):
@@ -276,6 +283,14 @@ def _unary(i):
     if i.type in HALF:
         i.is_unknown()
     return computing(i, _UNARY[i.op], i.type)
+
+
+@builds("sqrt")
+def _root(i):
+    i.allow("rn")
+    if i.type != "f32":
+        i.is_unknown()
+    return computing(i, np.sqrt, "f32")
 
 
 @builds("shl", "shr")

@@ -1,0 +1,276 @@
+"""Norms before PReLU: a channel's coefficients, its moments, and the launches that finish both.
+
+A norm is z = (x - mean) * scale + shift with scale = weight * rstd, shift = bias and
+rstd = 1 / sqrt(variance + eps). What a channel needs of it stands in rows of a float32 table:
+MEAN, SCALE, SHIFT, SLOPE, RSTD and, for undoing an update, RUNNING_MEAN and RUNNING_VAR as they
+were. A sample of an instance norm has channels of its own; its parameters are those of channel
+modulo `parameters`.
+
+With g' the gradient of z, and sums over a channel's `elements`, the backward is
+
+    grad_bias = sum g'    grad_weight = rstd * sum g' (x - mean)
+    grad_x = g' * scale + (x - mean) * slant + offset
+    slant = -scale * rstd^2 / elements * sum g' (x - mean)    offset = -scale / elements * sum g'
+
+(Ioffe and Szegedy, 2015, arXiv:1502.03167), where slant and offset are the correction for what x
+has done to its statistics.
+"""
+
+import triton
+import triton.language as tl
+
+from .formula import load
+from .partials import sum_by_last_program, sum_terms, term_offsets
+
+MEAN = tl.constexpr(0)
+SCALE = tl.constexpr(1)
+SHIFT = tl.constexpr(2)
+SLOPE = tl.constexpr(3)
+RSTD = tl.constexpr(4)
+RUNNING_MEAN = tl.constexpr(5)
+RUNNING_VAR = tl.constexpr(6)
+
+
+@triton.jit
+def load_coefficients(table_ptr, channel, channels, CENTRED: tl.constexpr):
+    """The coefficients of formula.py; with a mean of their own if CENTRED.
+
+    Without it z is less exact where |mean| is far greater than the deviation, and a thread that
+    has eight columns of 16 bits has eight registers less to keep.
+    """
+    mean = tl.load(table_ptr + MEAN * channels + channel)
+    scale = tl.load(table_ptr + SCALE * channels + channel)
+    shift = tl.load(table_ptr + SHIFT * channels + channel)
+    weight = tl.load(table_ptr + SLOPE * channels + channel)
+    if CENTRED:
+        coefficients = (weight, scale, shift, mean)
+    else:
+        coefficients = (weight, scale, tl.fma(-mean, scale, shift))
+    return coefficients
+
+
+@triton.jit
+def load_correction(correction_ptr, table_ptr, channel, channels, CENTRED: tl.constexpr):
+    """(slant, offset) of channels; () where there is no correction."""
+    if correction_ptr is None:
+        correction = ()
+    else:
+        slant = tl.load(correction_ptr + channel)
+        offset = tl.load(correction_ptr + channels + channel)
+        if not CENTRED:
+            offset = tl.fma(-tl.load(table_ptr + MEAN * channels + channel), slant, offset)
+        correction = (slant, offset)
+    return correction
+
+
+@triton.jit
+def centred_sums(totals, table_ptr, channel, channels, CENTRED: tl.constexpr):
+    """The sums of `backward_tile`, the second one about the mean."""
+    if CENTRED:
+        sums = totals
+    else:
+        mean = tl.load(table_ptr + MEAN * channels + channel)
+        sums = (totals[0], tl.fma(-mean, totals[0], totals[1]))
+        if len(totals) == 3:
+            sums = (sums[0], sums[1], totals[2])
+    return sums
+
+
+@triton.jit
+def moments_tile(
+    x_ptr,
+    grad_y_ptr,
+    result_ptr,
+    coefficients,
+    correction,
+    offsets,
+    mask,
+    COMPUTE: tl.constexpr,
+    EXPANDED: tl.constexpr,
+):
+    """A tile function: the sums of x - about and of its square, where coefficients are (about,)."""
+    deviation = load(x_ptr + offsets, mask, COMPUTE) - coefficients[0]
+    if mask is not None:
+        deviation = tl.where(mask, deviation, 0.0)
+    return (deviation, deviation * deviation)
+
+
+@triton.jit
+def store_moments(moments_ptr, place, size, mask, count, about, total, square):
+    """Writes a program's element counts, means and sums of squares about them: three tables.
+
+    `about` is a mean of a few of the elements, so that the squares do not cancel.
+    """
+    from_about = total / tl.maximum(count, 1.0)
+    excess = total * from_about
+    moments_ptr += place
+    tl.store(moments_ptr, count, mask)
+    tl.store(moments_ptr + size, about + from_about, mask)
+    # Rounding may leave less than nothing; NaN stays.
+    tl.store(moments_ptr + 2 * size, tl.where(square < excess, 0.0, square - excess), mask)
+
+
+@triton.jit
+def merge_moments(
+    moments_ptr,
+    channel,
+    splits,
+    channels,
+    inner,
+    CHANNEL_BLOCK: tl.constexpr,
+    TERM_BLOCK: tl.constexpr,
+):
+    """Mean and sum of squares about it, and the count, of the channels in a block (Chan et al.)."""
+    COMPUTE: tl.constexpr = moments_ptr.dtype.element_ty
+    size = tl.cast(splits, tl.int64) * channels * inner
+    counts = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
+    sums = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
+    for first in range(0, splits * inner, TERM_BLOCK):
+        offsets, mask = term_offsets(first, channel, splits, channels, inner, TERM_BLOCK)
+        count = tl.load(moments_ptr + offsets, mask, 0.0)
+        counts += count
+        sums += count * tl.load(moments_ptr + size + offsets, mask, 0.0)
+    total = tl.sum(counts, axis=0)
+    mean = tl.div_rn(tl.sum(sums, axis=0), total)
+    # The partials are in the cache now.
+    squares = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
+    for first in range(0, splits * inner, TERM_BLOCK):
+        offsets, mask = term_offsets(first, channel, splits, channels, inner, TERM_BLOCK)
+        count = tl.load(moments_ptr + offsets, mask, 0.0)
+        distance = tl.load(moments_ptr + size + offsets, mask, 0.0) - mean[None, :]
+        squares += tl.load(moments_ptr + 2 * size + offsets, mask, 0.0)
+        squares += count * distance * distance
+    return mean, tl.sum(squares, axis=0), total
+
+
+@triton.jit
+def finish_moments(
+    table_out_ptr,
+    partials_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    negative_slope,
+    mean_ptr,
+    var_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    momentum,
+    eps,
+    splits,
+    channels,
+    inner,
+    parameters,
+    slopes,
+    CHANNEL_BLOCK: tl.constexpr,
+    TERM_BLOCK: tl.constexpr,
+):
+    """Makes the table of the channels from partial moments, and updates the running statistics.
+
+    Where partials_ptr is None, the channels' statistics are given. A program owns CHANNEL_BLOCK
+    channels.
+    """
+    channel = tl.program_id(0) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
+    exists = channel < channels
+    parameter = channel % parameters
+    row = table_out_ptr + channel
+    if partials_ptr is None:
+        mean = tl.load(mean_ptr + channel, exists, 0.0).to(tl.float32)
+        variance = tl.load(var_ptr + channel, exists, 0.0).to(tl.float32)
+    else:
+        mean, squares, count = merge_moments(
+            partials_ptr, channel, splits, channels, inner, CHANNEL_BLOCK, TERM_BLOCK
+        )
+        variance = tl.div_rn(squares, count)
+        if running_mean_ptr is not None:
+            running_mean = tl.load(running_mean_ptr + channel, exists, 0.0).to(tl.float32)
+            running_var = tl.load(running_var_ptr + channel, exists, 0.0).to(tl.float32)
+            tl.store(row + RUNNING_MEAN * channels, running_mean, exists)
+            tl.store(row + RUNNING_VAR * channels, running_var, exists)
+            running_mean += momentum * (mean - running_mean)
+            running_var += momentum * (tl.div_rn(squares, count - 1.0) - running_var)
+            tl.store(running_mean_ptr + channel, running_mean, exists)
+            tl.store(running_var_ptr + channel, running_var, exists)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    scale, shift = rstd, tl.zeros((CHANNEL_BLOCK,), tl.float32)
+    if weight_ptr is not None:
+        scale *= tl.load(weight_ptr + parameter, exists, 0.0).to(tl.float32)
+    if bias_ptr is not None:
+        shift = tl.load(bias_ptr + parameter, exists, 0.0).to(tl.float32)
+    slope = tl.full((CHANNEL_BLOCK,), negative_slope, tl.float32)
+    if slope_ptr is not None:
+        slope = tl.load(slope_ptr + channel % slopes, exists, 0.0).to(tl.float32)
+    tl.store(row + MEAN * channels, mean, exists)
+    tl.store(row + SCALE * channels, scale, exists)
+    tl.store(row + SHIFT * channels, shift, exists)
+    tl.store(row + SLOPE * channels, slope, exists)
+    tl.store(row + RSTD * channels, rstd, exists)
+
+
+@triton.jit
+def finish_gradients(
+    partials_ptr,
+    table_ptr,
+    grad_slope_ptr,
+    grad_weight_ptr,
+    grad_bias_ptr,
+    correction_out_ptr,
+    slope_sums_ptr,
+    counters_ptr,
+    elements,
+    splits,
+    channels,
+    inner,
+    instances,
+    SUMS: tl.constexpr,
+    SHARED: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr,
+    TERM_BLOCK: tl.constexpr,
+):
+    """Sums partial sums, SUMS tables, into the parameters' gradients and grad_x's correction.
+
+    A program owns CHANNEL_BLOCK of the `channels` parameters, and sums over the instances. SHARED:
+    there is one slope; each of several programs leaves its sum in slope_sums_ptr, and the last one
+    sums these, unless counters_ptr is None.
+    """
+    channel = tl.program_id(0) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
+    exists = channel < channels
+    all_channels = instances * channels
+    grad_slope = tl.zeros((CHANNEL_BLOCK,), tl.float32)
+    grad_weight = tl.zeros((CHANNEL_BLOCK,), tl.float32)
+    grad_bias = tl.zeros((CHANNEL_BLOCK,), tl.float32)
+    for instance in range(instances):
+        # Beyond the last parameter, beyond the last channel.
+        place = tl.where(exists, instance * channels + channel, all_channels)
+        totals = sum_terms(
+            partials_ptr, place, splits, all_channels, inner, SUMS, CHANNEL_BLOCK, TERM_BLOCK
+        )
+        rstd = tl.load(table_ptr + RSTD * all_channels + place, exists, 0.0)
+        grad_bias += totals[0]
+        grad_weight += totals[1] * rstd
+        if SUMS == 3:
+            grad_slope += totals[2]
+        if correction_out_ptr is not None:
+            scale = tl.load(table_ptr + SCALE * all_channels + place, exists, 0.0)
+            slant = -scale * rstd * rstd * totals[1] / elements
+            tl.store(correction_out_ptr + place, slant, exists)
+            tl.store(
+                correction_out_ptr + all_channels + place, -scale * totals[0] / elements, exists
+            )
+    if grad_weight_ptr is not None:
+        tl.store(grad_weight_ptr + channel, grad_weight, exists)
+    if grad_bias_ptr is not None:
+        tl.store(grad_bias_ptr + channel, grad_bias, exists)
+    if grad_slope_ptr is not None:
+        if SHARED:
+            total = tl.sum(grad_slope)
+            if slope_sums_ptr is None:
+                tl.store(grad_slope_ptr, total)
+            else:
+                tl.store(slope_sums_ptr + tl.program_id(0), total)
+                if counters_ptr is not None:
+                    sum_by_last_program(
+                        slope_sums_ptr, grad_slope_ptr, counters_ptr, 0, tl.num_programs(0), 1, 1024
+                    )
+        else:
+            tl.store(grad_slope_ptr + channel, grad_slope, exists)

@@ -1,0 +1,266 @@
+"""From tensors to results of a norm with PReLU: plans, copies, allocations and launches.
+
+Arguments are taken as checked (norms.py), non-differentiable, on a device with kernels, not empty.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .backend import INTERPRETED
+from .kernels.norm import finish_gradients, finish_moments
+from .kernels.norm_column import column_moments, column_norm_backward, column_norm_forward
+from .kernels.norm_plane import plane_moments, plane_norm_backward, plane_norm_forward
+from .kernels.partials import sum_partials
+from .layout import batch_layout, instance_layout
+from .plan import Launch, Plan, make_finish_plan, make_norm_plan, make_sum_plan
+from .rules import VECTOR_BYTES, Kind, Rules, rules_for
+from .run import Call, bind, counters, run
+
+
+class Norm(NamedTuple):
+    """What a norm is, but for its tensors."""
+
+    training: bool
+    """Whether statistics are those of x; else they are given."""
+    instances: bool
+    """Whether each sample has its own, as in an instance norm."""
+    eps: float
+
+
+class _Walks(NamedTuple):
+    """The launches over x for tensors that lie in memory in one way."""
+
+    plan: Plan
+    stride: tuple[int, ...]
+    """Of the results."""
+    moments: Call
+    forward: Call
+    backward: dict[int, Call]
+    """By the number of sums."""
+
+
+_TABLE_ROWS, _RUNNING_ROWS = 5, 2
+_RUNNING_MEAN, _RUNNING_VAR = 5, 6
+"""Rows of kernels/norm.py's table."""
+
+
+def norm_prelu_forward(
+    x: Tensor,
+    slope: Tensor | float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    norm: Norm,
+    momentum: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Y of a norm and PReLU, of a dtype, and the table of channels that the backward needs.
+
+    Running statistics are updated where the norm is training; if a launch fails, they are as
+    before.
+    """
+    if x.is_neg():
+        x = x.resolve_neg()
+    walks = _walks(rules_for(x.device, x.itemsize, True), norm.instances, x.dtype, *_memory(x))
+    y = _result(x, walks.stride, dtype)
+    if walks.plan.view.copies:
+        x = _result(x, walks.stride, x.dtype).copy_(x)
+    partials = walks.plan.partials
+    channels = partials[1]
+    moments = None
+    if norm.training:
+        moments = torch.empty((3, *partials), dtype=torch.float32, device=x.device)
+        run(walks.moments, {"x_ptr": x, "moments_ptr": moments})
+    updates = norm.training and running_mean is not None
+    rows = _TABLE_ROWS + (_RUNNING_ROWS if updates else 0)
+    table = torch.empty((rows, channels), dtype=torch.float32, device=x.device)
+    learned = isinstance(slope, Tensor)
+    finish = _finish_moments(partials, x.shape[1], slope.numel() if learned else 1)
+    values = {
+        "table_out_ptr": table,
+        "partials_ptr": moments,
+        "weight_ptr": _parameter(weight),
+        "bias_ptr": _parameter(bias),
+        "slope_ptr": _parameter(slope) if learned else None,
+        "negative_slope": 0.0 if learned else float(slope),
+        "mean_ptr": None if norm.training else running_mean,
+        "var_ptr": None if norm.training else running_var,
+        "running_mean_ptr": running_mean if updates else None,
+        "running_var_ptr": running_var if updates else None,
+        "momentum": float(momentum),
+        "eps": float(norm.eps),
+    }
+    run(finish, values)
+    try:
+        run(walks.forward, {"x_ptr": x, "table_ptr": table, "y_ptr": y})
+    except BaseException:
+        if updates:
+            running_mean.copy_(table[_RUNNING_MEAN])
+            running_var.copy_(table[_RUNNING_VAR])
+        raise
+    return y, table
+
+
+def norm_prelu_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    table: Tensor,
+    slope: Tensor | float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm: Norm,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, the slope, the weight and the bias; None for one that is not needed."""
+    if grad_y.is_neg() or x.is_neg():
+        grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
+    needs_x, needs_slope, needs_weight, needs_bias = needs
+    row = rules_for(x.device, x.itemsize, True)
+    walks = _walks(row, norm.instances, x.dtype, *_memory(x, grad_y))
+    grad_x = _result(x, walks.stride, x.dtype) if needs_x else None
+    copies = walks.plan.view.copies
+    if "grad_y" in copies:
+        grad_y = _result(x, walks.stride, grad_y.dtype).copy_(grad_y)
+    if "x" in copies:
+        x = _result(x, walks.stride, x.dtype).copy_(x)
+    values = {"grad_y_ptr": grad_y, "x_ptr": x, "table_ptr": table, "correction_ptr": None}
+
+    corrects = norm.training and needs_x
+    count = 3 if needs_slope else 2 if needs_weight or needs_bias or corrects else 0
+    sums = correction = None
+    if count:
+        partials = walks.plan.partials
+        sums = torch.empty((count, *partials), dtype=torch.float32, device=x.device)
+    if count or not norm.training:
+        # Where statistics are given, this makes grad_x, too.
+        result = None if norm.training else grad_x
+        run(walks.backward[count], {**values, "grad_x_ptr": result, "sums_ptr": sums})
+    grads: list[Tensor | None] = [None, None, None]
+    if sums is not None:
+        if corrects:
+            correction = torch.empty_like(table[:2])
+        grads = _finish(row, sums, table, slope, weight, bias, needs, x, norm, correction)
+    if corrects:
+        values["correction_ptr"] = correction
+        run(walks.backward[0], {**values, "grad_x_ptr": grad_x, "sums_ptr": None})
+    return grad_x, *grads
+
+
+def _finish(
+    row: Rules,
+    sums: Tensor,
+    table: Tensor,
+    slope: Tensor | float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    needs: tuple[bool, bool, bool, bool],
+    x: Tensor,
+    norm: Norm,
+    correction: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients of the slope, the weight and the bias, and the correction of that of x."""
+    grads = [
+        torch.empty_like(parameter, memory_format=torch.contiguous_format) if needed else None
+        for parameter, needed in zip((slope, weight, bias), needs[1:], strict=True)
+    ]
+    grad_slope, grad_weight, grad_bias = grads
+    count, *partials = sums.shape
+    channels = x.shape[1]
+    shared = grad_slope is not None and grad_slope.numel() < channels
+    call = _finish_gradients(tuple(partials), channels, count, shared)
+    (programs,) = call.launch.grid
+    slope_sums = counts = None
+    if shared and programs > 1:
+        slope_sums = torch.empty(programs, dtype=torch.float32, device=x.device)
+        counts = counters(x.device, 1) if row.finish else None
+    values = {
+        "partials_ptr": sums,
+        "table_ptr": table,
+        "grad_slope_ptr": grad_slope,
+        "grad_weight_ptr": grad_weight,
+        "grad_bias_ptr": grad_bias,
+        "correction_out_ptr": correction,
+        "slope_sums_ptr": slope_sums,
+        "counters_ptr": counts,
+        "elements": float(x.numel() // table.shape[1]),
+    }
+    run(call, values)
+    if slope_sums is not None and counts is None:
+        # Where the last program is not known to see the others' sums.
+        call = _sum_slopes(programs)
+        run(call, {"partials_ptr": slope_sums, "grad_weight_ptr": grad_slope})
+    return grads
+
+
+@functools.lru_cache(maxsize=4096)
+def _walks(
+    rules: Rules,
+    instances: bool,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    on_grid: tuple[bool, ...],
+) -> _Walks:
+    layout = (instance_layout if instances else batch_layout)(shape, *strides)
+    names = zip(layout.view.inputs, on_grid, strict=False)
+    view = layout.view._replace(off_grid=tuple(name for name, on in names if not on))
+    planned = make_norm_plan(view, dtype.itemsize, rules)
+    column = planned.kind is Kind.COLUMN
+    constants = {"COMPUTE": tl.float32, "CENTRED": not column or dtype.itemsize > 2}
+    moments, forward, backward = (
+        (column_moments, column_norm_forward, column_norm_backward)
+        if column
+        else (plane_moments, plane_norm_forward, plane_norm_backward)
+    )
+    return _Walks(
+        planned,
+        layout.stride,
+        bind(moments, planned, **constants),
+        bind(forward, planned, **constants),
+        {sums: bind(backward, planned, SUMS=sums, **constants) for sums in (0, 2, 3)},
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _finish_moments(partials: tuple[int, int, int], parameters: int, slopes: int) -> Call:
+    planned = make_finish_plan(partials, INTERPRETED)
+    return bind(finish_moments, planned, parameters=parameters, slopes=slopes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _finish_gradients(
+    partials: tuple[int, int, int], channels: int, sums: int, shared: bool
+) -> Call:
+    splits, all_channels, inner = partials
+    planned = make_finish_plan((splits, channels, inner), INTERPRETED)
+    instances = all_channels // channels
+    return bind(finish_gradients, planned, instances=instances, SUMS=sums, SHARED=shared)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sum_slopes(programs: int) -> Call:
+    return bind(sum_partials, make_sum_plan((programs, 1, 1), INTERPRETED))
+
+
+def _memory(*tensors: Tensor) -> tuple[Any, ...]:
+    """Shape, strides, and whether the tensors begin on the grid of the widest accesses."""
+    return (
+        tuple(tensors[0].shape),
+        tuple(t.stride() for t in tensors),
+        tuple(t.data_ptr() % VECTOR_BYTES == 0 for t in tensors),
+    )
+
+
+def _result(x: Tensor, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(x.shape, stride, dtype=dtype, device=x.device)
+
+
+def _parameter(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
