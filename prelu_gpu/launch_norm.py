@@ -16,7 +16,8 @@ from .kernels.norm_column import column_moments, column_norm_backward, column_no
 from .kernels.norm_plane import plane_moments, plane_norm_backward, plane_norm_forward
 from .kernels.partials import sum_partials
 from .layout import batch_layout, instance_layout
-from .plan import Launch, Plan, make_finish_plan, make_norm_plan, make_sum_plan
+from .plan import Plan, make_sum_plan
+from .plan_norm import make_finish_plan, make_norm_plan
 from .rules import VECTOR_BYTES, Kind, Rules, rules_for
 from .run import Call, bind, counters, run
 

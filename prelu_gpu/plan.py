@@ -3,7 +3,6 @@
 A plan is data: printable, and tested without a GPU.
 """
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -70,7 +69,9 @@ class Plan(Launch):
 
 def make_plan(view: View, itemsize: int, rules: Rules) -> Plan:
     """Plans one launch over a non-empty view of elements of `itemsize` bytes."""
-    kind = rules.kind or choose_kind(view, itemsize, rules)
+    # Columns alone have samples within their channels.
+    kind = rules.kind if view.samples == 1 else Kind.COLUMN
+    kind = kind or choose_kind(view, itemsize, rules)
     if kind is Kind.COLUMN:
         return _column_plan(view.copied(*_not_columns(view)), itemsize, rules)
     return _plane_plan(kind, view, itemsize, rules)
@@ -78,8 +79,6 @@ def make_plan(view: View, itemsize: int, rules: Rules) -> Plan:
 
 def choose_kind(view: View, itemsize: int, rules: Rules) -> Kind:
     """The kind of tile that suits a view."""
-    if view.samples > 1:
-        return Kind.COLUMN
     if view.outer == view.channels == 1:
         return Kind.FLAT
     vector = _vector(view, itemsize)
@@ -108,8 +107,8 @@ def _plane_plan(kind: Kind, view: View, itemsize: int, rules: Rules) -> Plan:
     vector = _vector(view, itemsize)
     # Lanes of 2 bytes are so many that their addresses would take all registers.
     halves = 2 if vector * itemsize < NARROW_BYTES else 1
-    block = min(rules.plane.size // itemsize // halves, max(vector, _block(inner)))
-    tiles = _ceil_div(inner, block)
+    block = min(rules.plane.size // itemsize // halves, max(vector, block_of(inner)))
+    tiles = ceil_div(inner, block)
     splits = rules.plane.programs // channels
     outer_splits = _even(outer, min(splits, GRID_LIMIT))
     tile_splits = _even(tiles, min(splits // outer_splits, GRID_LIMIT))
@@ -150,8 +149,8 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
     if view.gaps:
         # Rows that cannot be folded: more of them fill a tile.
         tile_rows = max(tile_rows, rules.column.size // itemsize // block)
-    steps = _ceil_div(rows, tile_rows)
-    blocks = _ceil_div(columns, block)
+    steps = ceil_div(rows, tile_rows)
+    blocks = ceil_div(columns, block)
     programs = rules.column.programs // view.samples
     splits = min(programs // blocks, rules.partials // (columns * view.samples), GRID_LIMIT)
     row_splits = _even(steps, splits)
@@ -183,45 +182,6 @@ def _column_plan(view: View, itemsize: int, rules: Rules) -> Plan:
     )
 
 
-def make_norm_plan(view: View, itemsize: int, rules: Rules) -> Plan:
-    """Plans one launch of a norm's kernel, whose sums are of each channel of each sample.
-
-    Where a tile of columns holds whole rows, its programs sum these first: the partial sums do not
-    grow with the outer positions that make one row of columns.
-    """
-    plan = make_plan(view, itemsize, rules)
-    if plan.kind is not Kind.COLUMN:
-        return plan
-    splits, channels, inner = plan.partials
-    block, row = plan.constants["BLOCK"], channels * inner
-    folds = block // row if block % row == 0 else 1
-    if folds > 1:
-        splits = plan.grid[0] * plan.grid[1]
-    return dataclasses.replace(
-        plan,
-        partials=(splits, view.samples * channels, inner),
-        sizes={
-            **plan.sizes,
-            "sample_vectors": view.numel // plan.constants["V"] if view.samples > 1 else None,
-        },
-        constants={**plan.constants, "FOLDS": folds},
-    )
-
-
-def make_finish_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
-    """Plans the second stage of a norm: a program for each channel, unless these have few terms."""
-    splits, channels, inner = partials
-    tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
-    term_block = min(_block(splits * inner), tile)
-    channel_block = min(_next_power_of_2(channels), widest, tile // term_block)
-    return Launch(
-        grid=(_ceil_div(channels, channel_block),),
-        num_warps=4,
-        sizes={"splits": splits, "channels": channels, "inner": inner},
-        constants={"CHANNEL_BLOCK": channel_block, "TERM_BLOCK": term_block},
-    )
-
-
 def make_sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     """Plans the second stage, which sums partial slope gradients (splits, channels, inner).
 
@@ -229,10 +189,10 @@ def make_sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     """
     splits, channels, inner = partials
     tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
-    channel_block = min(_next_power_of_2(channels), widest)
-    term_block = min(_block(splits * inner), tile // channel_block)
+    channel_block = min(next_power_of_2(channels), widest)
+    term_block = min(block_of(splits * inner), tile // channel_block)
     return Launch(
-        grid=(_ceil_div(channels, channel_block),),
+        grid=(ceil_div(channels, channel_block),),
         num_warps=4,
         sizes={"splits": splits, "channels": channels, "inner": inner},
         constants={"CHANNEL_BLOCK": channel_block, "TERM_BLOCK": term_block},
@@ -282,40 +242,42 @@ def _fold(view: View, itemsize: int, rules: Rules) -> tuple[int, int, int]:
     row = view.channels * view.inner
     whole = _vector(view, itemsize)
     unfolded = math.gcd(row, whole)
-    step = min(whole // unfolded, _next_power_of_2(view.outer + 1) // 2)
+    step = min(whole // unfolded, next_power_of_2(view.outer + 1) // 2)
     while step > 1 and step * row > rules.partials and _is_short(view, whole):
         step //= 2
     vector = step * unfolded
-    block = min(rules.column.size // itemsize // rules.column.rows, _block(view.outer * row))
+    block = min(rules.column.size // itemsize // rules.column.rows, block_of(view.outer * row))
     if view.gaps:
-        return 1, unfolded, min(block, _block(row))
+        return 1, unfolded, min(block, block_of(row))
     fold = view.outer // step * step
     # Rows of 1 / (1 - FULL_TILE) tiles are full whatever their length.
     for tiles in range(1, 21):
-        narrow = _ceil_div(math.ceil(FULL_TILE * tiles * block), row * step) * step
+        narrow = ceil_div(math.ceil(FULL_TILE * tiles * block), row * step) * step
         if narrow >= fold:
             break
         if narrow * row <= tiles * block or tiles == 20:
             fold = narrow
             break
-    return fold, vector, min(block, _block(fold * row))
+    return fold, vector, min(block, block_of(fold * row))
 
 
 def _even(steps: int, splits: int) -> int:
     """The fewest splits, up to `splits`, whose longest walk is as short; at least one."""
     if steps <= 1 or splits <= 1:
         return 1
-    return _ceil_div(steps, _ceil_div(steps, splits))
+    return ceil_div(steps, ceil_div(steps, splits))
 
 
-def _block(n: int) -> int:
+def block_of(n: int) -> int:
     """The smallest block that holds n elements."""
-    return max(SMALLEST_BLOCK, _next_power_of_2(n))
+    return max(SMALLEST_BLOCK, next_power_of_2(n))
 
 
-def _ceil_div(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
+    """The quotient, rounded up."""
     return -(-a // b)
 
 
-def _next_power_of_2(n: int) -> int:
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is n or more."""
     return 1 << (n - 1).bit_length()

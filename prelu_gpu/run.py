@@ -38,8 +38,8 @@ knobs say of compiling and of its cache is as at that launch then."""
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 _INPUTS = frozenset(
-    ("x_ptr", "grad_y_ptr", "weight_ptr", "bias_ptr", "slope_ptr", "partials_ptr", "table_ptr")
-    + ("correction_ptr", "mean_ptr", "var_ptr")
+    f"{name}_ptr"
+    for name in "x grad_y weight bias slope mean var partials table correction".split()
 )
 """Parameters of the kernels that are only read."""
 
