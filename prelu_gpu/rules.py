@@ -18,6 +18,11 @@ NARROW_BYTES = 4
 
 UNBOUNDED = 2**63 - 1
 
+NORM_PLACES = {False: (12, 10, 7, 8, 6), True: (9, 9, 5, 6, 4)}
+"""Programs of each of a norm's launches over columns that a multiprocessor holds by its registers,
+whether elements are of 16 bits: one wave, which reads a channel's coefficients once for many rows
+(test_machine_code.py)."""
+
 
 class Kind(enum.Enum):
     """How tiles lie over the data."""
@@ -48,6 +53,19 @@ class Tile(NamedTuple):
         return max(1, min(self.num_warps, 2 * self.num_warps * size // self.size))
 
 
+class NormPrograms(NamedTuple):
+    """Programs of a norm's launches over columns beyond which work is split no further."""
+
+    moments: int
+    forward: int
+    sums: int
+    """Of the backward's sums."""
+    gradient: int
+    """Of the input gradient without sums."""
+    frozen: int
+    """Of both in one launch, where statistics are given."""
+
+
 class Rules(NamedTuple):
     """What decides a plan besides the tensor: one row of the rule table."""
 
@@ -57,6 +75,7 @@ class Rules(NamedTuple):
     """Rows that columns must have where rows are longer than a warp's access."""
     partials: int
     """Partial sums beyond which columns are split no further."""
+    norm: NormPrograms = NormPrograms(1, 1, 1, 1, 1)
     plane_fill: float = 0.75
     """Share of a plane tile that a row must fill for rows not to be folded into columns."""
     finish: int = 0
@@ -100,6 +119,7 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
         column=column,
         column_rows=8,
         partials=2**18 if backward else UNBOUNDED,
+        norm=NormPrograms(*(multiprocessors * places for places in NORM_PLACES[itemsize == 2])),
         finish=2**14,
     )
 

@@ -39,7 +39,7 @@ _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 _INPUTS = frozenset(
     f"{name}_ptr"
-    for name in "x grad_y weight bias slope mean var partials table correction".split()
+    for name in ["x", "grad_y", "weight", "bias", "slope", "mean", "var", "partials", "table", "correction"]
 )
 """Parameters of the kernels that are only read."""
 
