@@ -182,8 +182,8 @@ def compile_for(target: GPUTarget) -> None:
 
 def compile_call(call: Call, values: Values) -> CompiledKernel:
     """Compiles the kernel of a launch, and does not launch it."""
-    options = {"num_warps": call.launch.num_warps, "grid": call.launch.grid}
-    return call.kernel.warmup(**values, **call.arguments, **options)
+    grid = call.launch.grid
+    return call.kernel.warmup(**values, **call.arguments, **call.launch.options, grid=grid)
 
 
 def compile_plan(

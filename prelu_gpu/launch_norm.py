@@ -87,15 +87,16 @@ def norm_prelu_forward(
     updates = norm.training and running_mean is not None
     rows = _TABLE_ROWS + (_RUNNING_ROWS if updates else 0)
     table = torch.empty((rows, partials[1]), dtype=torch.float32, device=x.device)
-    learned = isinstance(slope, Tensor)
-    finish = _finish_moments(partials, x.shape[1], slope.numel() if learned else 1)
+    learned, number = (slope, 0.0) if isinstance(slope, Tensor) else (None, float(slope))
+    slopes = 1 if learned is None else learned.numel()
+    finish = _finish_moments(partials, x.shape[1], slopes)
     values = {
         "table_out_ptr": table,
         "partials_ptr": moments,
         "weight_ptr": _parameter(weight),
         "bias_ptr": _parameter(bias),
-        "slope_ptr": _parameter(slope) if learned else None,
-        "negative_slope": 0.0 if learned else float(slope),
+        "slope_ptr": _parameter(learned),
+        "negative_slope": number,
         "mean_ptr": None if norm.training else running_mean,
         "var_ptr": None if norm.training else running_var,
         "running_mean_ptr": running_mean if updates else None,
@@ -108,6 +109,8 @@ def norm_prelu_forward(
         run(walk.call, {"x_ptr": x, "table_ptr": table, "y_ptr": y})
     except BaseException:
         if updates:
+            assert running_mean is not None
+            assert running_var is not None
             running_mean.copy_(table[_RUNNING_MEAN])
             running_var.copy_(table[_RUNNING_VAR])
         raise
@@ -173,7 +176,9 @@ def _finish(
 ) -> list[Tensor | None]:
     """The gradients of the slope, the weight and the bias, and the correction of that of x."""
     grads = [
-        torch.empty_like(parameter, memory_format=torch.contiguous_format) if needed else None
+        torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        if needed and isinstance(parameter, Tensor)
+        else None
         for parameter, needed in zip((slope, weight, bias), needs[1:], strict=True)
     ]
     grad_slope, grad_weight, grad_bias = grads

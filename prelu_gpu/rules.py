@@ -76,6 +76,9 @@ class Rules(NamedTuple):
     partials: int
     """Partial sums beyond which columns are split no further."""
     norm: NormPrograms = NormPrograms(1, 1, 1, 1, 1)
+    sums_registers: int | None = None
+    """Registers of the norm's sums over columns of 16 bits, where the compiler takes a limit: it
+    would use more than it needs, and fewer programs would run at once."""
     plane_fill: float = 0.75
     """Share of a plane tile that a row must fill for rows not to be folded into columns."""
     finish: int = 0
@@ -120,6 +123,7 @@ def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: in
         column_rows=8,
         partials=2**18 if backward else UNBOUNDED,
         norm=NormPrograms(*(multiprocessors * places for places in NORM_PLACES[itemsize == 2])),
+        sums_registers=96 if warp_size == 32 else None,
         finish=2**14,
     )
 
@@ -139,7 +143,7 @@ def _table(device: torch.device, itemsize: int, backward: bool) -> Rules:
     if device.type == "xpu":
         row = gpu_rules(properties.gpu_subslice_count, itemsize, backward)
         # The last program's barrier and counter are shown sound on NVIDIA and AMD only.
-        return row._replace(finish=0)
+        return row._replace(finish=0, sums_registers=None)
     return gpu_rules(
         properties.multi_processor_count, itemsize, backward, warp_size=properties.warp_size
     )
