@@ -132,17 +132,12 @@ class NormPReLUFunction(torch.autograd.Function):
         """Runs the backward kernels for the gradients that are needed."""
         x, table, slope, weight, bias = ctx.saved_tensors
         way = _backward_route(grad_y, *(t for t in (x, slope, weight, bias) if t is not None))
-        served_by = launch_norm if way is Route.KERNELS else composed
-        gradients = served_by.norm_prelu_backward(
-            grad_y,
-            x,
-            table,
-            ctx.number if slope is None else slope,
-            weight,
-            bias,
-            ctx.norm,
-            ctx.needs_input_grad[:4],
-        )
+        slope = ctx.number if slope is None else slope
+        arguments = x, table, slope, weight, bias, ctx.norm, ctx.needs_input_grad[:4]
+        if way is Route.KERNELS:
+            gradients = launch_norm.norm_prelu_backward(grad_y.resolve_neg(), *arguments)
+        else:
+            gradients = composed.norm_prelu_backward(grad_y, *arguments)
         return *gradients, None, None, None, None, None
 
 

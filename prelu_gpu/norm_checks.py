@@ -74,7 +74,7 @@ def suits_kernels(
     parameters = [t for t in (weight, bias) if t is not None]
     return (
         x.dtype in (torch.float32, *HALF)
-        and x.dim() in ((3, 4, 5) if norm.instances else (2, 3, 4, 5))
+        and 2 <= x.dim() <= 5
         and x.numel() > 0
         and not x.is_neg()
         and (not isinstance(slope, Tensor) or (slope.dim() < 2 and not slope.is_neg()))

@@ -170,18 +170,17 @@ def _kernels_serve(x: Tensor, *arguments: Any) -> bool:
     return route(x, *tensors) is Route.KERNELS and not is_small(x) and suits_kernels(x, *arguments)
 
 
-def _by_kernels(x: Tensor, slope: Tensor | float, *arguments: Any) -> Tensor:
+def _by_kernels(x: Tensor, slope: Tensor | float, *others: Any) -> Tensor:
     """The arguments are those of `launch_norm.norm_prelu_forward`, but for the dtype."""
-    dtype = x.dtype
-    if isinstance(slope, Tensor):
-        dtype = _autocast_dtype(x) or dtype
+    casts = isinstance(slope, Tensor)
+    arguments = x, slope, *others, (_autocast_dtype(x) or x.dtype) if casts else x.dtype
     y: Tensor
     if torch.is_grad_enabled() and any(
-        value.requires_grad for value in (x, slope, *arguments) if isinstance(value, Tensor)
+        value.requires_grad for value in arguments if isinstance(value, Tensor)
     ):
-        y = apply_norm_prelu(x, slope, *arguments, dtype)
+        y = apply_norm_prelu(*arguments)
     else:
-        y, _ = launch_norm.norm_prelu_forward(x, slope, *arguments, dtype=dtype)
+        y, _ = launch_norm.norm_prelu_forward(*arguments)
     return y
 
 
