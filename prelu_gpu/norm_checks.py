@@ -70,7 +70,7 @@ def suits_kernels(
     They take what PyTorch's norms take, but for rarities. PyTorch's operators serve those, and
     raise the errors for what nobody takes.
     """
-    if (running_mean is None) is not (running_var is None):
+    if not 2 <= x.dim() <= 5 or (running_mean is None) is not (running_var is None):
         return False
     if running_mean is None and not norm.training:
         return False
@@ -81,7 +81,6 @@ def suits_kernels(
         return False
     return (
         (x.dtype is torch.float32 or x.dtype in HALF)
-        and 2 <= x.dim() <= 5
         and x.numel() > 0
         and not x.is_neg()
         and isinstance(norm.eps, (float, int))
