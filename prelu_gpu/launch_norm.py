@@ -75,7 +75,7 @@ def norm_prelu_forward(
     channels = partials[1]
     moments = None
     if norm.training:
-        moments = torch.empty((3, *partials), dtype=torch.float32, device=x.device)
+        moments = torch.empty((4, *partials), dtype=torch.float32, device=x.device)
         run(walks.moments, {"x_ptr": x, "moments_ptr": moments})
     updates = norm.training and running_mean is not None
     rows = _TABLE_ROWS + (_RUNNING_ROWS if updates else 0)
