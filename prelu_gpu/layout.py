@@ -214,6 +214,16 @@ def _gaps(view: View, outer: int, channel: int, inner: int) -> Gaps | None:
     )
 
 
+class Norm(NamedTuple):
+    """What a norm is, but for its tensors."""
+
+    training: bool
+    """Whether statistics are those of x; else they are given."""
+    instances: bool
+    """Whether each sample has its own, as in an instance norm."""
+    eps: float
+
+
 class Layout(NamedTuple):
     """How a norm's tensors lie in memory."""
 
@@ -253,7 +263,9 @@ def instance_layout(
     # Every channel of every sample is a row, or several: one dimension holds them all.
     merged = {name: _merged(shape, s) for name, s in inputs.items()}
     copies = tuple(name for name, s in merged.items() if s is None)
-    view = make_view((samples * channels, *sizes), _merged(shape, stride), 0, **merged)
+    result = _merged(shape, stride)
+    assert result is not None
+    view = make_view((samples * channels, *sizes), result, 0, **merged)
     return Layout(view._replace(copies=(*view.copies, *copies)), stride)
 
 

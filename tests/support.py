@@ -166,8 +166,10 @@ class NormCall(NamedTuple):
 
     def exact(self, positive):
         """Results and, of the sums among them, the sums of their terms' sizes: in float64."""
+        # Contiguous: PyTorch's instance_norm of one sample in channels_last has a wrong gradient on
+        # the CPU (2.13).
         x, weight, bias = (
-            None if t is None else t.detach().double().requires_grad_()
+            None if t is None else t.detach().double().contiguous().requires_grad_()
             for t in (self.x, self.weight, self.bias)
         )
         slope = torch.as_tensor(self.slope, dtype=torch.float64, device=x.device)
@@ -184,7 +186,7 @@ class NormCall(NamedTuple):
             standard = norm(x, *given, None, None, *args, self.momentum, self.norm.eps)
         z = norm(x, *running, weight, bias, *args, self.momentum, self.norm.eps)
         y = torch.where(positive, z, slope.view(dims) * z)
-        grad_y = self.grad_y.double()
+        grad_y = self.grad_y.double().contiguous()
         leaves = [t for t in (x, slope, weight, bias) if t is not None]
         grad_z, *found = torch.autograd.grad(y, [z, *leaves], grad_y)
         grads = iter(found)

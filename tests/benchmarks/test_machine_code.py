@@ -190,11 +190,75 @@ def offset_kernels(full):
             yield (target, case, op, *pair)
 
 
+PLAIN = {
+    ("flat", "forward"): ((24, 29), (43, 109), (43, 109)),
+    ("flat", "backward"): ((30, 68), (48, 175), (44, 153)),
+    ("plane", "forward"): ((32, 35), (40, 109), (40, 109)),
+    ("plane", "backward"): ((30, 75), (40, 177), (40, 152)),
+    ("column-7x7", "forward"): ((48, 123), (36, 175), (36, 175)),
+    ("column-7x7", "backward"): ((52, 100), (64, 200), (63, 183)),
+    ("odd-plane", "forward"): ((30, 31), (40, 109), (40, 109)),
+    ("odd-plane", "backward"): ((32, 71), (40, 173), (55, 180)),
+}
+"""Registers, and instructions of the hot loop, of PReLU's own kernels on sm_90, as they were when
+nothing else shared their walk: of float32, bfloat16 and float16."""
+
+
+def plain_kernels():
+    for case, op in PLAIN:
+        for dtype, slope in DTYPES[:3]:
+            yield ("sm_90", case, op, dtype, slope)
+
+
+NORM_OPS = ("norm-moments", "norm-forward", "norm-sums", "norm-gradient", "norm-frozen")
+NORM_CASES = ("plane", "column-7x7", "column-channels-last", "column-folded", "odd-plane")
+REGISTERS = {"plane": (48, 48), "odd plane": (48, 48), "column": (80, 96)}
+"""On sm_90, of float32 and of 16 bits."""
+
+MORE_REGISTERS = {
+    ("column", 32): (87, "column-folded", "float32"),
+    ("column", 16): (128, "column-folded", "bfloat16"),
+    ("odd plane", 16): (56, "odd-plane", "bfloat16"),
+}
+"""What a frozen norm's backward takes on sm_90, and the kernel that takes most: three sums, the
+input gradient and its addresses at once. With a limit of 96 it would spill."""
+
+HALF_OF_THE_BUDGET = {
+    "norm-moments": (6.9, "column-folded"),
+    "norm-sums": (12.4, "column-channels-last"),
+    "norm-frozen": (14.4, "column-7x7"),
+}
+"""Instructions an element that a norm takes of bfloat16 on sm_100, where memory is so fast that its
+half of the budget is 4.5, 9 and 13."""
+
+LATENCY = 700e-9
+"""Seconds that a load from memory takes, about."""
+
+
+def norm_kernels(full):
+    """All of sm_90 in 16 bits; of other GPUs and float32 a case for each launch."""
+    for (t, target), (o, op) in itertools.product(*map(enumerate, (TARGETS, NORM_OPS))):
+        for c, case in enumerate(NORM_CASES):
+            chosen = full or (t + o + c) % len(NORM_CASES) == 0
+            if chosen:
+                yield (target, case, op, "float32", "float32")
+            if chosen or target == "sm_90":
+                yield (target, case, op, "bfloat16", "float32")
+            if full:
+                yield (target, case, op, "float16", "float32")
+    for _, case, dtype in MORE_REGISTERS.values():
+        yield ("sm_90", case, "norm-frozen", dtype, "float32")
+    for op, (_, case) in HALF_OF_THE_BUDGET.items():
+        yield ("sm_100", case, op, "bfloat16", "float32")
+
+
 FULL = os.environ.get("MACHINE_CODE") == "full"
 CHOSEN = all_kernels() if FULL else covering_kernels()
 KERNELS = [*CHOSEN, *partial_backwards(), *leaky_relus(FULL), *exceptional_kernels()]
 KERNELS = list(dict.fromkeys(KERNELS))
 OFFSET_KERNELS = list(offset_kernels(FULL))
+NORM_KERNELS = list(dict.fromkeys(norm_kernels(FULL)))
+PLAIN_KERNELS = list(plain_kernels())
 ODD_KERNELS = [*itertools.product(TARGETS, ["sliced-odd"], OPS, ["bfloat16"], ["bfloat16"])]
 
 
@@ -207,9 +271,11 @@ def compiled(program):
 
 @pytest.fixture(scope="module")
 def reports():
+    every = KERNELS, OFFSET_KERNELS, ODD_KERNELS, NORM_KERNELS, PLAIN_KERNELS
+    names = list(dict.fromkeys(itertools.chain.from_iterable(every)))
     program = f"""
 import json
-for one in reports([Kernel(*names) for names in {KERNELS + OFFSET_KERNELS + ODD_KERNELS}]):
+for one in reports([Kernel(*names) for names in {names}]):
     print(json.dumps(dataclasses.asdict(one) | {{"kernel": one.kernel._asdict()}}))
 """
     lines = map(json.loads, compiled(program).splitlines())
@@ -219,6 +285,93 @@ for one in reports([Kernel(*names) for names in {KERNELS + OFFSET_KERNELS + ODD_
 @pytest.fixture(params=KERNELS, ids=" ".join)
 def report(reports, request):
     return reports[request.param]
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+def test_plain_launches_compile_to_what_they_did_or_less(reports):
+    for target, case, op, *dtypes in PLAIN_KERNELS:
+        report = reports[(target, case, op, *dtypes)]
+        before = PLAIN[case, op][DTYPES.index(tuple(dtypes))]
+        (loop,) = report["loops"]
+        assert report["registers"] <= before[0], (case, op, dtypes)
+        assert loop["instructions"] <= before[1], (case, op, dtypes)
+
+
+@pytest.fixture(params=NORM_KERNELS, ids=" ".join)
+def norm(reports, request):
+    return reports[request.param]
+
+
+def test_a_norms_hot_loops_are_wide_and_do_not_divide(norm):
+    assert norm["vector_bits"] == 128
+    assert norm["divisions"] == []
+    for loop in norm["loops"]:
+        assert {*loop["load_bits"], *loop["store_bits"]} == {128}
+        assert len(loop["load_bits"]) == norm["tile_loads"]
+
+
+def test_a_norm_spills_nothing(norm):
+    # The assembler of sm_100 keeps two values of a program on its stack, and has registers left.
+    kernel = norm["kernel"]
+    odd = kernel["target"] == "sm_100" and kernel["op"] == "norm-forward" and VERSION == "3.7"
+    assert norm["spilled_bytes"] <= (8 if odd and norm["kind"] == "column" else 0)
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+def test_a_norms_registers(norm):
+    kernel = norm["kernel"]
+    if kernel["target"] != "sm_90":
+        pytest.skip("the limits are sm_90's")
+    bits = 32 if kernel["dtype"] == "float32" else 16
+    limit = REGISTERS[norm["kind"]][bits == 16]
+    if kernel["op"] == "norm-frozen":
+        limit, *_ = MORE_REGISTERS.get((norm["kind"], bits), (limit,))
+    assert norm["registers"] <= limit
+
+
+def test_a_norms_instructions_take_less_than_half_of_the_time_of_memory(norm):
+    kernel = norm["kernel"]
+    exception = 0
+    if kernel["target"] == "sm_100" and kernel["dtype"] != "float32":
+        exception, _ = HALF_OF_THE_BUDGET.get(kernel["op"], (0, ""))
+    most = most_instructions(norm)
+    assert most < norm["issue_budget"] / 2 or round(most, 1) <= exception
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+def test_exceptions_of_norms_are_exact(reports):
+    for (kind, _), (registers, case, dtype) in MORE_REGISTERS.items():
+        report = reports[("sm_90", case, "norm-frozen", dtype, "float32")]
+        assert (report["kind"], report["registers"]) == (kind, registers)
+    for op, (most, case) in HALF_OF_THE_BUDGET.items():
+        report = reports[("sm_100", case, op, "bfloat16", "float32")]
+        assert round(most_instructions(report), 1) == most
+
+
+def test_a_norms_loads_in_flight_cover_the_latency_of_memory(norm):
+    """By Little's law: what memory moves in that time, on each multiprocessor."""
+    kernel = norm["kernel"]
+    if kernel["target"] not in ("sm_80", "sm_90"):
+        pytest.skip("sm_100's columns have less, and places are NVIDIA's")
+    gpu = machine_code.GPUS[kernel["target"]]
+    programs = machine_code.places(norm["registers"], num_warps=4)
+    in_flight = programs * 4 * 32 * 16 * fewest_loads(norm)
+    bandwidth = {"sm_80": 2.039e12, "sm_90": 3.35e12}[kernel["target"]]
+    assert in_flight >= LATENCY * bandwidth / gpu.multiprocessors
+
+
+@pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
+def test_a_norms_column_programs_run_at_once(norm):
+    """The rule's programs of a multiprocessor find registers: one wave."""
+    kernel = norm["kernel"]
+    if kernel["target"] != "sm_90" or norm["kind"] != "column":
+        pytest.skip("the rule is by sm_90's registers, of columns")
+    itemsize = getattr(torch, kernel["dtype"]).itemsize
+    programs = getattr(gpu_rules(1, itemsize, True).norm, kernel["op"].removeprefix("norm-"))
+    room = machine_code.places(norm["registers"], num_warps=4)
+    # What is folded with a remainder has more registers, and one program in six a second wave.
+    folded = kernel["case"] == "column-folded"
+    assert programs <= room + folded
 
 
 @pytest.mark.parametrize("kernel", OFFSET_KERNELS, ids=" ".join)
