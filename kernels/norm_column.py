@@ -182,7 +182,7 @@ def column_moments(
     NARROW: tl.constexpr,
     FOLDS: tl.constexpr,
 ):
-    """Reads x once; leaves three tables of moments, as partial_places says."""
+    """Reads x once; leaves four tables of moments, as partial_places says."""
     row_split, row_splits = rows_of_program()
     column, exists = columns_of_program(vectors, V, BLOCK)
     x_ptr = sample_start(x_ptr, sample_vectors, V)

@@ -124,7 +124,7 @@ def plane_moments(
     EDGES: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Reads x once; leaves three tables (outer_splits * tile_splits, channels) of moments."""
+    """Reads x once; leaves four tables (outer_splits * tile_splits, channels) of moments."""
     outer_split, channel, tile_split = program()
     # Some of this program's elements, which are read again: few beside all of them.
     SAMPLE: tl.constexpr = min(BLOCK, 256)

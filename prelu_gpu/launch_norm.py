@@ -72,7 +72,7 @@ def norm_prelu_forward(
     if norm.training:
         first = _walk("moments", 0, *memory)
         partials = first.plan.partials
-        moments = torch.empty((3, *partials), dtype=torch.float32, device=x.device)
+        moments = torch.empty((4, *partials), dtype=torch.float32, device=x.device)
         run(first.call, {"x_ptr": x, "moments_ptr": moments})
     updates = norm.training and running_mean is not None
     rows = _TABLE_ROWS + (_RUNNING_ROWS if updates else 0)
