@@ -32,10 +32,10 @@ from benchmarks.cases import CASES as BENCHMARK_CASES
 from benchmarks.cases import Case as BenchmarkCase
 from benchmarks.disassembly import Instruction, disassemble, innermost_loops
 from benchmarks.program import choice, fail, make_table, open_console
-from prelu_gpu import launch
+from prelu_gpu import launch, launch_norm
 from prelu_gpu.backend import INTERPRETED
 from prelu_gpu.plan import Plan
-from prelu_gpu.rules import Rules, gpu_rules, using_rules
+from prelu_gpu.rules import SUMS_REGISTERS, Rules, gpu_rules, using_rules
 from prelu_gpu.run import Call, Values, intercepting
 
 _One, _Result = TypeVar("_One"), TypeVar("_Result")
@@ -49,6 +49,13 @@ class GPU(NamedTuple):
     multiprocessors: int
     instructions_per_byte: float
     """What a lane issues in the time in which memory moves a byte, for all lanes of the GPU."""
+
+    def rules(self, itemsize: int, backward: bool) -> Rules:
+        """The rule table's row, as prelu_gpu/rules.py makes it on the GPU."""
+        limit = SUMS_REGISTERS if self.target.arch in (80, 90) else None
+        return gpu_rules(
+            self.multiprocessors, itemsize, backward, int(self.target.warp_size), limit
+        )
 
 
 # Multiprocessors x lanes that issue in a cycle x GHz / GB/s. Counts and bandwidths are those of the
@@ -104,6 +111,8 @@ class Op(NamedTuple):
     writes: int
     call: Callable[[Tensor, Tensor, int | None], object]
     """Of x, the slopes and their dimension."""
+    place: int = 0
+    """Which of the call's launches over x it is."""
 
 
 NEGATIVE_SLOPE = 0.1
@@ -112,6 +121,25 @@ NEGATIVE_SLOPE = 0.1
 
 def _backward(reads: int, writes: int, *needs: bool) -> Op:
     return Op(reads, writes, lambda x, weight, dim: launch.prelu_backward(x, x, weight, dim, needs))
+
+
+def _norm_forward(x: Tensor, slope: Tensor, dim: int | None) -> Tensor:
+    """Of a batch norm in training, which makes its table, too."""
+    row = torch.empty(x.shape[1], device="meta")
+    norm = launch_norm.Norm(training=True, instances=False, eps=1e-5)
+    _, table = launch_norm.norm_prelu_forward(x, slope, row, row, row, row, norm, 0.1, x.dtype)
+    return table
+
+
+def _norm_backward(training: bool) -> Callable[[Tensor, Tensor, int | None], object]:
+    def call(x: Tensor, slope: Tensor, dim: int | None) -> object:
+        row = torch.empty(x.shape[1], device="meta")
+        table = torch.empty(5, x.shape[1], device="meta")
+        norm = launch_norm.Norm(training=training, instances=False, eps=1e-5)
+        needs = (True, True, True, True)
+        return launch_norm.norm_prelu_backward(x, x, table, slope, row, row, norm, needs)
+
+    return call
 
 
 OPS = {
@@ -123,6 +151,12 @@ OPS = {
     "leaky-forward": Op(1, 1, lambda x, *_: launch.leaky_relu_forward(x, NEGATIVE_SLOPE)),
     "leaky-in-place": Op(1, 1, lambda x, *_: launch.leaky_relu_forward_(x, NEGATIVE_SLOPE)),
     "leaky-backward": Op(2, 1, lambda x, *_: launch.leaky_relu_backward(x, x, NEGATIVE_SLOPE)),
+    # A norm with PReLU: in training two launches each way, frozen one backward.
+    "norm-moments": Op(1, 0, _norm_forward),
+    "norm-forward": Op(1, 1, _norm_forward, place=1),
+    "norm-sums": Op(2, 0, _norm_backward(training=True)),
+    "norm-gradient": Op(2, 1, _norm_backward(training=True), place=1),
+    "norm-frozen": Op(2, 1, _norm_backward(training=False)),
 }
 
 
@@ -182,23 +216,32 @@ def compile_for(target: GPUTarget) -> None:
 
 def compile_call(call: Call, values: Values) -> CompiledKernel:
     """Compiles the kernel of a launch, and does not launch it."""
-    options = {"num_warps": call.launch.num_warps, "grid": call.launch.grid}
-    return call.kernel.warmup(**values, **call.arguments, **options)
+    grid = call.launch.grid
+    return call.kernel.warmup(**values, **call.arguments, **call.launch.options, grid=grid)
 
 
 def compile_plan(
-    gpu: GPU, call: Callable[[], object], changed: Callable[[Rules], Rules] = lambda row: row
+    gpu: GPU,
+    call: Callable[[], object],
+    changed: Callable[[Rules], Rules] = lambda row: row,
+    place: int = 0,
 ) -> tuple[Plan, CompiledKernel]:
-    """Compiles the kernel that a call of prelu_gpu would launch, by the GPU's rules or others."""
+    """Compiles the kernel that a call of prelu_gpu would launch, by the GPU's rules or others.
+
+    `place` is the launch's among those of the call over x.
+    """
+    seen: list[Call] = []
     launches: list[tuple[Plan, CompiledKernel]] = []
 
     def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
-        return changed(gpu_rules(gpu.multiprocessors, itemsize, backward, gpu.target.warp_size))
+        return changed(gpu.rules(itemsize, backward))
 
     def compile_only(call: Call, values: Values) -> None:
         # The second stage of a reduction is no plan's launch.
         if isinstance(call.launch, Plan):
-            launches.append((call.launch, compile_call(call, values)))
+            seen.append(call)
+            if len(seen) == place + 1:
+                launches.append((call.launch, compile_call(call, values)))
 
     compile_for(gpu.target)
     with using_rules(table), intercepting(compile_only):
@@ -225,6 +268,7 @@ def compile_launch(kernel: Kernel) -> tuple[Plan, CompiledKernel]:
         lambda: op.call(x, weight, case.channel_dim),
         # The loop that adds up partial sums loads and stores nothing, as the slope's own.
         lambda row: row if op.writes else row._replace(finish=0),
+        op.place,
     )
 
 

@@ -64,19 +64,6 @@ def load_correction(correction_ptr, table_ptr, channel, channels, CENTRED: tl.co
 
 
 @triton.jit
-def centred_sums(totals, table_ptr, channel, channels, CENTRED: tl.constexpr):
-    """The sums of `backward_tile`, the second one about the mean."""
-    if CENTRED:
-        sums = totals
-    else:
-        mean = tl.load(table_ptr + MEAN * channels + channel)
-        sums = (totals[0], tl.fma(-mean, totals[0], totals[1]))
-        if len(totals) == 3:
-            sums = (sums[0], sums[1], totals[2])
-    return sums
-
-
-@triton.jit
 def moments_tile(
     x_ptr,
     grad_y_ptr,
@@ -224,6 +211,7 @@ def finish_gradients(
     instances,
     SUMS: tl.constexpr,
     SHARED: tl.constexpr,
+    CENTRED: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr,
     TERM_BLOCK: tl.constexpr,
 ):
@@ -246,13 +234,18 @@ def finish_gradients(
             partials_ptr, place, splits, all_channels, inner, SUMS, CHANNEL_BLOCK, TERM_BLOCK
         )
         rstd = tl.load(table_ptr + RSTD * all_channels + place, exists, 0.0)
+        product = totals[1]
+        if not CENTRED:
+            # It is a sum of g' x, and its programs had no registers left for the mean.
+            mean = tl.load(table_ptr + MEAN * all_channels + place, exists, 0.0)
+            product = tl.fma(-mean, totals[0], product)
         grad_bias += totals[0]
-        grad_weight += totals[1] * rstd
+        grad_weight += product * rstd
         if SUMS == 3:
             grad_slope += totals[2]
         if correction_out_ptr is not None:
             scale = tl.load(table_ptr + SCALE * all_channels + place, exists, 0.0)
-            slant = -scale * rstd * rstd * totals[1] / elements
+            slant = -scale * rstd * rstd * product / elements
             tl.store(correction_out_ptr + place, slant, exists)
             tl.store(
                 correction_out_ptr + all_channels + place, -scale * totals[0] / elements, exists

@@ -16,7 +16,6 @@ from .column import (
 )
 from .formula import backward_tile, forward_tile, load
 from .norm import (
-    centred_sums,
     load_coefficients,
     load_correction,
     moments_tile,
@@ -122,7 +121,8 @@ def column_norm_backward(
     """Reads grad_y and x once, writes grad_x once; grad_x_ptr may be None.
 
     EXPANDED: grad_y is one number.
-    sums_ptr is SUMS tables of partial sums, as partial_places says.
+    sums_ptr is SUMS tables of partial sums, as partial_places says; the second one's are of g' x,
+    unless CENTRED.
     """
     column, exists = columns_of_program(vectors, V, BLOCK)
     channel, all_channels = channels_of_samples(
@@ -156,7 +156,6 @@ def column_norm_backward(
         EXPANDED,
     )
     if SUMS > 0:
-        totals = centred_sums(totals, table_ptr, channel, all_channels, CENTRED)
         places, size, mask = partial_places(
             column, exists, vectors, channels, inner, sample_vectors, V, BLOCK, FOLDS
         )

@@ -6,6 +6,7 @@ together.
 
 from .functional import leaky_relu, prelu
 from .modules import LeakyReLU, PReLU, SharedAxesPReLU
+from .norms import batch_norm_prelu, instance_norm_prelu
 from .optim import parameter_groups
 from .override import disable, enable, enabled
 from .switch import accelerate, restore
@@ -17,10 +18,12 @@ __all__ = [
     "SharedAxesPReLU",
     "__version__",
     "accelerate",
+    "batch_norm_prelu",
     "disable",
     "enable",
     "enabled",
     "get_kernel_threshold",
+    "instance_norm_prelu",
     "kernel_threshold",
     "leaky_relu",
     "parameter_groups",

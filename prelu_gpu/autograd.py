@@ -10,13 +10,14 @@ from torch.compiler import is_dynamo_compiling
 from . import composed, ops
 from ._torch import is_batched, single_level_apply
 from .backend import WITHOUT_TRITON
+from .layout import Norm
 from .route import Route, route
 
 SERVED_BY: dict[Route, Any] = {Route.DISPATCHED: ops, Route.COMPOSED: composed}
 """The modules whose functions compute, by route."""
 
 if WITHOUT_TRITON is None:
-    from . import launch
+    from . import launch, launch_norm
 
     SERVED_BY[Route.KERNELS] = launch
 
@@ -96,6 +97,51 @@ class LeakyReLUFunction(torch.autograd.Function):
 
 
 apply_leaky_relu = single_level_apply(LeakyReLUFunction)
+
+
+class NormPReLUFunction(torch.autograd.Function):
+    """A norm with PReLU or Leaky ReLU; saves the input, the parameters and a table per channel.
+
+    Running statistics are updated without autograd's notice, as PyTorch's norms do it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        slope: Tensor | float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        norm: Norm,
+        momentum: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Runs the forward kernels."""
+        y: Tensor
+        y, table = launch_norm.norm_prelu_forward(
+            x, slope, weight, bias, running_mean, running_var, norm, momentum, dtype
+        )
+        ctx.number, ctx.norm = None if isinstance(slope, Tensor) else slope, norm
+        ctx.save_for_backward(x, table, slope if ctx.number is None else None, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Runs the backward kernels for the gradients that are needed."""
+        x, table, slope, weight, bias = ctx.saved_tensors
+        way = _backward_route(grad_y, *(t for t in (x, slope, weight, bias) if t is not None))
+        slope = ctx.number if slope is None else slope
+        arguments = x, table, slope, weight, bias, ctx.norm, ctx.needs_input_grad[:4]
+        if way is Route.KERNELS:
+            gradients = launch_norm.norm_prelu_backward(grad_y.resolve_neg(), *arguments)
+        else:
+            gradients = composed.norm_prelu_backward(grad_y, *arguments)
+        return *gradients, None, None, None, None, None
+
+
+apply_norm_prelu = single_level_apply(NormPReLUFunction)
 
 
 def _backward_route(grad_y: Tensor, *saved: Tensor) -> Route:

@@ -51,9 +51,9 @@ def checked_channel_dim(input: Tensor, weight: Tensor, dim: int) -> int | None:
         input.dtype in HALF and weight.dtype is torch.float32
     ):
         raise RuntimeError(
-            f"prelu: Type promoting not supported. Got {_name(input)} and {_name(weight)}. "
-            "The weight has the input's dtype, or float32 beside a half-precision input: "
-            "cast one with .to(dtype)."
+            f"prelu: Type promoting not supported. Got {dtype_name(input)} and "
+            f"{dtype_name(weight)}. The weight has the input's dtype, or float32 beside a "
+            "half-precision input: cast one with .to(dtype)."
         )
     ndim, weight_ndim, slopes = input.dim(), weight.dim(), weight.numel()
     if weight_ndim == ndim > 1:
@@ -125,7 +125,7 @@ def check_tensor(
             return  # of dtypes of its own
     if value.dtype not in DTYPES:
         raise RuntimeError(
-            f"{function}: not implemented for '{_name(value)}' {name}. "
+            f"{function}: not implemented for '{dtype_name(value)}' {name}. "
             "Float, Double, Half and BFloat16 are: cast it with .to(dtype)."
         )
 
@@ -190,9 +190,10 @@ def _check_as_torch_prelu(input: Tensor, weight: Tensor, dim: int) -> None:
     if input.dtype is not weight.dtype or weight.dim() > 1 or (slopes != 1 and dim != 1):
         raise RuntimeError(
             f"prelu: expected slopes as torch.prelu takes them beside a {kind} input: of its dtype "
-            f"{_name(input)}, one, or one for each channel along dim 1. Got {_name(weight)} slopes "
-            f"of shape {tuple(weight.shape)} along dim {dim}. Convert the input first with "
-            f"{'.dequantize()' if input.is_quantized else '.to_dense()'}, or the slopes."
+            f"{dtype_name(input)}, one, or one for each channel along dim 1. Got "
+            f"{dtype_name(weight)} slopes of shape {tuple(weight.shape)} along dim {dim}. Convert "
+            f"the input first with {'.dequantize()' if input.is_quantized else '.to_dense()'}, or "
+            "the slopes."
         )
 
 
@@ -229,7 +230,7 @@ def _wrap_dim(dim: int, ndim: int) -> int:
     return dim % ndim
 
 
-def _name(tensor: Tensor) -> str:
+def dtype_name(tensor: Tensor) -> str:
     """A dtype as PyTorch's messages call it."""
     return {
         torch.float16: "Half",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._torch import prelu_kernel, prelu_kernel_backward
+from .layout import Norm
 
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -54,6 +55,57 @@ def leaky_relu_backward(
     """Gradient of the input that can be differentiated again; `saved` is the input or output."""
     grad_x: Tensor = torch.ops.aten.leaky_relu_backward(grad_y, saved, negative_slope, saved_output)
     return grad_x
+
+
+def norm_prelu_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    table: Tensor,
+    slope: Tensor | float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm: Norm,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, slope, weight and bias that can be differentiated again.
+
+    All in float32, as the kernels compute. Statistics of x are computed once more, to be
+    differentiated. Frozen ones come from the table: running statistics may have changed since.
+    """
+    wide, grad_y = x.float(), grad_y.float()
+    others = [d for d in range(x.dim()) if d != 1]
+    averaged = others[1:] if norm.instances else others
+    if norm.training:
+        var, mean = torch.var_mean(wide, averaged, correction=0, keepdim=True)
+        rstd = (var + norm.eps).rsqrt()
+    else:
+        mean, rstd = (_slopes(x, table[row], 1) for row in (0, 4))
+    scale = 1.0 if weight is None else _slopes(x, weight.float(), 1)
+    shift = 0.0 if bias is None else _slopes(x, bias.float(), 1)
+    normed = (wide - mean) * rstd
+    z = normed * scale + shift
+
+    grad_slope = None
+    if isinstance(slope, Tensor):
+        channel_dim = 1 if slope.numel() != 1 else None
+        grad_z, grad_slope = prelu_backward(grad_y, z, slope.float(), channel_dim, (True, True))
+        assert grad_z is not None
+    else:
+        grad_z = leaky_relu_backward(grad_y, z, slope)
+    grad_weight, grad_bias = (grad_z * normed).sum(others), grad_z.sum(others)
+    grad_x = grad_z * scale
+    if norm.training:
+        share = (grad_x * normed).mean(averaged, keepdim=True)
+        grad_x = grad_x - grad_x.mean(averaged, keepdim=True) - normed * share
+    return tuple(
+        gradient.to(of.dtype) if need else None  # type: ignore[union-attr]
+        for need, gradient, of in zip(
+            needs,
+            (grad_x * rstd, grad_slope, grad_weight, grad_bias),
+            (x, slope, weight, bias),
+            strict=True,
+        )
+    )
 
 
 def _slopes(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:

@@ -32,17 +32,23 @@ class Norm(NamedTuple):
     eps: float
 
 
-class _Walks(NamedTuple):
-    """The launches over x for tensors that lie in memory in one way."""
+class _Walk(NamedTuple):
+    """A launch over x, for tensors that lie in memory in one way."""
 
     plan: Plan
     stride: tuple[int, ...]
     """Of the results."""
-    moments: Call
-    forward: Call
-    backward: dict[int, Call]
-    """By the number of sums."""
+    call: Call
 
+
+_KERNELS = {
+    "moments": (plane_moments, column_moments),
+    "forward": (plane_norm_forward, column_norm_forward),
+    "sums": (plane_norm_backward, column_norm_backward),
+    "gradient": (plane_norm_backward, column_norm_backward),
+    "frozen": (plane_norm_backward, column_norm_backward),
+}
+"""Over planes and over columns, by the launch's name in rules.NormPrograms."""
 
 _TABLE_ROWS, _RUNNING_ROWS = 5, 2
 _RUNNING_MEAN, _RUNNING_VAR = 5, 6
@@ -67,28 +73,30 @@ def norm_prelu_forward(
     """
     if x.is_neg():
         x = x.resolve_neg()
-    walks = _walks(rules_for(x.device, x.itemsize, True), norm.instances, x.dtype, *_memory(x))
-    y = _result(x, walks.stride, dtype)
-    if walks.plan.view.copies:
-        x = _result(x, walks.stride, x.dtype).copy_(x)
-    partials = walks.plan.partials
-    channels = partials[1]
-    moments = None
+    memory = _memory(norm, x)
+    walk = _walk("forward", 0, *memory)
+    y = _result(x, walk.stride, dtype)
+    if walk.plan.view.copies:
+        x = _result(x, walk.stride, x.dtype).copy_(x)
+    partials, moments = (1, walk.plan.partials[1], 1), None
     if norm.training:
+        first = _walk("moments", 0, *memory)
+        partials = first.plan.partials
         moments = torch.empty((3, *partials), dtype=torch.float32, device=x.device)
-        run(walks.moments, {"x_ptr": x, "moments_ptr": moments})
+        run(first.call, {"x_ptr": x, "moments_ptr": moments})
     updates = norm.training and running_mean is not None
     rows = _TABLE_ROWS + (_RUNNING_ROWS if updates else 0)
-    table = torch.empty((rows, channels), dtype=torch.float32, device=x.device)
-    learned = isinstance(slope, Tensor)
-    finish = _finish_moments(partials, x.shape[1], slope.numel() if learned else 1)
+    table = torch.empty((rows, partials[1]), dtype=torch.float32, device=x.device)
+    learned, number = (slope, 0.0) if isinstance(slope, Tensor) else (None, float(slope))
+    slopes = 1 if learned is None else learned.numel()
+    finish = _finish_moments(partials, x.shape[1], slopes)
     values = {
         "table_out_ptr": table,
         "partials_ptr": moments,
         "weight_ptr": _parameter(weight),
         "bias_ptr": _parameter(bias),
-        "slope_ptr": _parameter(slope) if learned else None,
-        "negative_slope": 0.0 if learned else float(slope),
+        "slope_ptr": _parameter(learned),
+        "negative_slope": number,
         "mean_ptr": None if norm.training else running_mean,
         "var_ptr": None if norm.training else running_var,
         "running_mean_ptr": running_mean if updates else None,
@@ -98,9 +106,11 @@ def norm_prelu_forward(
     }
     run(finish, values)
     try:
-        run(walks.forward, {"x_ptr": x, "table_ptr": table, "y_ptr": y})
+        run(walk.call, {"x_ptr": x, "table_ptr": table, "y_ptr": y})
     except BaseException:
         if updates:
+            assert running_mean is not None
+            assert running_var is not None
             running_mean.copy_(table[_RUNNING_MEAN])
             running_var.copy_(table[_RUNNING_VAR])
         raise
@@ -121,39 +131,39 @@ def norm_prelu_backward(
     if grad_y.is_neg() or x.is_neg():
         grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
     needs_x, needs_slope, needs_weight, needs_bias = needs
-    row = rules_for(x.device, x.itemsize, True)
-    walks = _walks(row, norm.instances, x.dtype, *_memory(x, grad_y))
-    grad_x = _result(x, walks.stride, x.dtype) if needs_x else None
-    copies = walks.plan.view.copies
-    if "grad_y" in copies:
-        grad_y = _result(x, walks.stride, grad_y.dtype).copy_(grad_y)
-    if "x" in copies:
-        x = _result(x, walks.stride, x.dtype).copy_(x)
-    values = {"grad_y_ptr": grad_y, "x_ptr": x, "table_ptr": table, "correction_ptr": None}
-
     corrects = norm.training and needs_x
     count = 3 if needs_slope else 2 if needs_weight or needs_bias or corrects else 0
+    memory = _memory(norm, x, grad_y)
+    first = "sums" if norm.training else "frozen" if count else "gradient"
+    walk = _walk(first, count, *memory)
+    copies = walk.plan.view.copies
+    grad_x = _result(x, walk.stride, x.dtype) if needs_x else None
+    if "grad_y" in copies:
+        grad_y = _result(x, walk.stride, grad_y.dtype).copy_(grad_y)
+    if "x" in copies:
+        x = _result(x, walk.stride, x.dtype).copy_(x)
+    values = {"grad_y_ptr": grad_y, "x_ptr": x, "table_ptr": table, "correction_ptr": None}
     sums = correction = None
     if count:
-        partials = walks.plan.partials
-        sums = torch.empty((count, *partials), dtype=torch.float32, device=x.device)
+        sums = torch.empty((count, *walk.plan.partials), dtype=torch.float32, device=x.device)
     if count or not norm.training:
         # Where statistics are given, this makes grad_x, too.
         result = None if norm.training else grad_x
-        run(walks.backward[count], {**values, "grad_x_ptr": result, "sums_ptr": sums})
+        run(walk.call, {**values, "grad_x_ptr": result, "sums_ptr": sums})
     grads: list[Tensor | None] = [None, None, None]
     if sums is not None:
         if corrects:
             correction = torch.empty_like(table[:2])
-        grads = _finish(row, sums, table, slope, weight, bias, needs, x, norm, correction)
+        centred = bool(walk.call.arguments.get("CENTRED", True))
+        grads = _finish(sums, table, slope, weight, bias, needs, x, centred, correction)
     if corrects:
         values["correction_ptr"] = correction
-        run(walks.backward[0], {**values, "grad_x_ptr": grad_x, "sums_ptr": None})
-    return grad_x, *grads
+        last = _walk("gradient", 0, *memory)
+        run(last.call, {**values, "grad_x_ptr": grad_x, "sums_ptr": None})
+    return grad_x, grads[0], grads[1], grads[2]
 
 
 def _finish(
-    row: Rules,
     sums: Tensor,
     table: Tensor,
     slope: Tensor | float,
@@ -161,24 +171,27 @@ def _finish(
     bias: Tensor | None,
     needs: tuple[bool, bool, bool, bool],
     x: Tensor,
-    norm: Norm,
+    centred: bool,
     correction: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients of the slope, the weight and the bias, and the correction of that of x."""
     grads = [
-        torch.empty_like(parameter, memory_format=torch.contiguous_format) if needed else None
+        torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        if needed and isinstance(parameter, Tensor)
+        else None
         for parameter, needed in zip((slope, weight, bias), needs[1:], strict=True)
     ]
     grad_slope, grad_weight, grad_bias = grads
     count, *partials = sums.shape
     channels = x.shape[1]
     shared = grad_slope is not None and grad_slope.numel() < channels
-    call = _finish_gradients(tuple(partials), channels, count, shared)
+    call = _finish_gradients(tuple(partials), channels, count, shared, centred)
     (programs,) = call.launch.grid
     slope_sums = counts = None
     if shared and programs > 1:
         slope_sums = torch.empty(programs, dtype=torch.float32, device=x.device)
-        counts = counters(x.device, 1) if row.finish else None
+        finish = rules_for(x.device, x.itemsize, True).finish
+        counts = counters(x.device, 1) if finish else None
     values = {
         "partials_ptr": sums,
         "table_ptr": table,
@@ -198,33 +211,26 @@ def _finish(
     return grads
 
 
-@functools.lru_cache(maxsize=4096)
-def _walks(
-    rules: Rules,
+@functools.lru_cache(maxsize=8192)
+def _walk(
+    launch: str,
+    sums: int,
     instances: bool,
+    rules: Rules,
     dtype: torch.dtype,
     shape: tuple[int, ...],
     strides: tuple[tuple[int, ...], ...],
     on_grid: tuple[bool, ...],
-) -> _Walks:
+) -> _Walk:
     layout = (instance_layout if instances else batch_layout)(shape, *strides)
     names = zip(layout.view.inputs, on_grid, strict=False)
     view = layout.view._replace(off_grid=tuple(name for name, on in names if not on))
-    planned = make_norm_plan(view, dtype.itemsize, rules)
+    planned = make_norm_plan(view, dtype.itemsize, rules, launch)
     column = planned.kind is Kind.COLUMN
-    constants = {"COMPUTE": tl.float32, "CENTRED": not column or dtype.itemsize > 2}
-    moments, forward, backward = (
-        (column_moments, column_norm_forward, column_norm_backward)
-        if column
-        else (plane_moments, plane_norm_forward, plane_norm_backward)
-    )
-    return _Walks(
-        planned,
-        layout.stride,
-        bind(moments, planned, **constants),
-        bind(forward, planned, **constants),
-        {sums: bind(backward, planned, SUMS=sums, **constants) for sums in (0, 2, 3)},
-    )
+    centred = not column or dtype.itemsize > 2
+    kernel = _KERNELS[launch][column]
+    call = bind(kernel, planned, COMPUTE=tl.float32, CENTRED=centred, SUMS=sums)
+    return _Walk(planned, layout.stride, call)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -235,12 +241,14 @@ def _finish_moments(partials: tuple[int, int, int], parameters: int, slopes: int
 
 @functools.lru_cache(maxsize=4096)
 def _finish_gradients(
-    partials: tuple[int, int, int], channels: int, sums: int, shared: bool
+    partials: tuple[int, int, int], channels: int, sums: int, shared: bool, centred: bool
 ) -> Call:
     splits, all_channels, inner = partials
     planned = make_finish_plan((splits, channels, inner), INTERPRETED)
     instances = all_channels // channels
-    return bind(finish_gradients, planned, instances=instances, SUMS=sums, SHARED=shared)
+    return bind(
+        finish_gradients, planned, instances=instances, SUMS=sums, SHARED=shared, CENTRED=centred
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -248,10 +256,14 @@ def _sum_slopes(programs: int) -> Call:
     return bind(sum_partials, make_sum_plan((programs, 1, 1), INTERPRETED))
 
 
-def _memory(*tensors: Tensor) -> tuple[Any, ...]:
-    """Shape, strides, and whether the tensors begin on the grid of the widest accesses."""
+def _memory(norm: Norm, *tensors: Tensor) -> tuple[Any, ...]:
+    """What decides a launch beside its name: the arguments of `_walk`."""
+    x = tensors[0]
     return (
-        tuple(tensors[0].shape),
+        norm.instances,
+        rules_for(x.device, x.itemsize, True),
+        x.dtype,
+        x.shape,
         tuple(t.stride() for t in tensors),
         tuple(t.data_ptr() % VECTOR_BYTES == 0 for t in tensors),
     )

@@ -253,7 +253,9 @@ def instance_layout(
     # Every channel of every sample is a row, or several: one dimension holds them all.
     merged = {name: _merged(shape, s) for name, s in inputs.items()}
     copies = tuple(name for name, s in merged.items() if s is None)
-    view = make_view((samples * channels, *sizes), _merged(shape, stride), 0, **merged)
+    result = _merged(shape, stride)
+    assert result is not None
+    view = make_view((samples * channels, *sizes), result, 0, **merged)
     return Layout(view._replace(copies=(*view.copies, *copies)), stride)
 
 

@@ -7,13 +7,16 @@ from .plan import Launch, Plan, block_of, ceil_div, make_plan, next_power_of_2
 from .rules import Kind, Rules
 
 
-def make_norm_plan(view: View, itemsize: int, rules: Rules) -> Plan:
-    """Plans one launch of a norm's kernel, whose sums are of each channel of each sample.
+def make_norm_plan(view: View, itemsize: int, rules: Rules, launch: str) -> Plan:
+    """Plans one of a norm's launches, by its name in NormPrograms.
+
+    Its sums are of each channel of each sample.
 
     Where a tile of columns holds whole rows, its programs sum these first: the partial sums do not
     grow with the outer positions that make one row of columns.
     """
-    plan = make_plan(view, itemsize, rules)
+    column = rules.column._replace(programs=getattr(rules.norm, launch))
+    plan = make_plan(view, itemsize, rules._replace(column=column))
     if plan.kind is not Kind.COLUMN:
         return plan
     splits, channels, inner = plan.partials
@@ -29,6 +32,7 @@ def make_norm_plan(view: View, itemsize: int, rules: Rules) -> Plan:
             "sample_vectors": view.numel // plan.constants["V"] if view.samples > 1 else None,
         },
         constants={**plan.constants, "FOLDS": folds},
+        max_registers=rules.sums_registers if launch == "sums" and itemsize == 2 else None,
     )
 
 

@@ -38,9 +38,8 @@ knobs say of compiling and of its cache is as at that launch then."""
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 _INPUTS = frozenset(
-    f"{name}_ptr"
-    for name in "x grad_y weight bias slope mean var partials table correction".split()
-)
+    ("x_ptr", "grad_y_ptr", "weight_ptr", "bias_ptr", "slope_ptr", "mean_ptr", "var_ptr")
+).union(("partials_ptr", "table_ptr", "correction_ptr"))
 """Parameters of the kernels that are only read."""
 
 _INTERPRETER = threading.Lock()
@@ -131,7 +130,7 @@ _executed_by: Callable[[Call, Values], None] = execute
 def _look_up_and_launch(call: Call, values: Values) -> Any:
     """Launches through Triton's look-up of what it has compiled; gives that."""
     kernel, launch = call.kernel, call.launch
-    return kernel[launch.grid](**values, **call.arguments, num_warps=launch.num_warps)
+    return kernel[launch.grid](**values, **call.arguments, **launch.options)
 
 
 def specialization(device: int, values: Values) -> tuple[object, ...]:

@@ -1,0 +1,105 @@
+"""Every check of a norm's arguments, before anything is launched or changed."""
+
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import (
+    HALF,
+    check_tensor,
+    checked_channel_dim,
+    checked_negative_slope,
+    dtype_name,
+)
+from .layout import Norm
+
+
+def check_slope(function: str, x: Tensor, slope: Any) -> Tensor | float:
+    """Checks the input and the slope, and gives the slope: a tensor, or else a float."""
+    check_tensor(function, "input", 1, x)
+    if isinstance(slope, Tensor):
+        check_tensor(function, "slope", 2, slope)
+        checked_channel_dim(x, slope, 1)
+        return slope
+    if not isinstance(slope, (float, numbers.Real)):
+        raise TypeError(
+            f"{function}(): argument 'slope' (position 2) must be Tensor or Number, "
+            f"not {type(slope).__name__}"
+        )
+    return checked_negative_slope(x, float(slope))
+
+
+def check_pair(function: str, x: Tensor, **pair: Any) -> None:
+    """Checks devices and dtypes of running statistics, or of weight and bias; either may be None.
+
+    PyTorch's norms have the errors for all else. These they find late: they look at the bias when
+    running statistics are updated already.
+    """
+    allowed, like = ((x.dtype, torch.float32) if x.dtype in HALF else (x.dtype,)), x
+    for name, given in pair.items():
+        if not isinstance(given, Tensor):
+            continue
+        if given.device != x.device:
+            raise RuntimeError(
+                f"{function}: Expected all tensors to be on the same device, but got input on "
+                f"{x.device} and {name} on {given.device}. Move one with .to(device)."
+            )
+        if given.dtype not in allowed:
+            raise RuntimeError(
+                f"{function}: expected scalar type {dtype_name(like)} but found "
+                f"{dtype_name(given)} for {name}. {' and '.join(pair)} have one dtype, the input's "
+                "or float32 beside a half-precision input: cast with .to(dtype)."
+            )
+        allowed, like = (given.dtype,), given
+
+
+def suits_kernels(
+    x: Tensor,
+    slope: Tensor | float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    norm: Norm,
+    momentum: float,
+) -> bool:
+    """Whether the kernels take arguments that have passed the checks above.
+
+    They take what PyTorch's norms take, but for rarities. PyTorch's operators serve those, and
+    raise the errors for what nobody takes.
+    """
+    running = [t for t in (running_mean, running_var) if t is not None]
+    parameters = [t for t in (weight, bias) if t is not None]
+    return (
+        x.dtype in (torch.float32, *HALF)
+        and 2 <= x.dim() <= 5
+        and x.numel() > 0
+        and not x.is_neg()
+        and (not isinstance(slope, Tensor) or (slope.dim() < 2 and not slope.is_neg()))
+        and isinstance(norm.eps, (float, int))
+        and norm.eps > 0
+        and isinstance(momentum, (float, int))
+        and isinstance(norm.training, bool)
+        and (len(running) == 2 or (norm.training and not running))
+        and (not norm.training or _values_per_statistic(x, norm.instances) > 1)
+        and all(_is_vector(t, x) for t in (*running, *parameters))
+        and not any(t.requires_grad for t in running)
+    )
+
+
+def _values_per_statistic(x: Tensor, instances: bool) -> int:
+    return x.numel() // (x.shape[1] * (x.shape[0] if instances else 1))
+
+
+def _is_vector(tensor: Tensor, x: Tensor) -> bool:
+    """Whether a tensor is as kernels read one number a channel."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.dim() == 1
+        and tensor.shape[0] == x.shape[1]
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
