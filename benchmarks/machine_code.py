@@ -34,6 +34,7 @@ from benchmarks.disassembly import Instruction, disassemble, innermost_loops
 from benchmarks.program import choice, fail, make_table, open_console
 from prelu_gpu import launch, launch_norm
 from prelu_gpu.backend import INTERPRETED
+from prelu_gpu.layout import Norm
 from prelu_gpu.plan import Plan
 from prelu_gpu.rules import SUMS_REGISTERS, Rules, gpu_rules, using_rules
 from prelu_gpu.run import Call, Values, intercepting
@@ -126,7 +127,7 @@ def _backward(reads: int, writes: int, *needs: bool) -> Op:
 def _norm_forward(x: Tensor, slope: Tensor, dim: int | None) -> Tensor:
     """Of a batch norm in training, which makes its table, too."""
     row = torch.empty(x.shape[1], device="meta")
-    norm = launch_norm.Norm(training=True, instances=False, eps=1e-5)
+    norm = Norm(training=True, instances=False, eps=1e-5)
     _, table = launch_norm.norm_prelu_forward(x, slope, row, row, row, row, norm, 0.1, x.dtype)
     return table
 
@@ -135,7 +136,7 @@ def _norm_backward(training: bool) -> Callable[[Tensor, Tensor, int | None], obj
     def call(x: Tensor, slope: Tensor, dim: int | None) -> object:
         row = torch.empty(x.shape[1], device="meta")
         table = torch.empty(5, x.shape[1], device="meta")
-        norm = launch_norm.Norm(training=training, instances=False, eps=1e-5)
+        norm = Norm(training=training, instances=False, eps=1e-5)
         needs = (True, True, True, True)
         return launch_norm.norm_prelu_backward(x, x, table, slope, row, row, norm, needs)
 

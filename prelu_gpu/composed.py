@@ -87,8 +87,7 @@ def norm_prelu_backward(
 
     grad_slope = None
     if isinstance(slope, Tensor):
-        channel_dim = 1 if slope.numel() != 1 else None
-        grad_z, grad_slope = prelu_backward(grad_y, z, slope.float(), channel_dim, (True, True))
+        grad_z, grad_slope = prelu_backward(grad_y, z, slope.float(), 1, (True, True))
         assert grad_z is not None
     else:
         grad_z = leaky_relu_backward(grad_y, z, slope)

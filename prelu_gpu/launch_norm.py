@@ -15,21 +15,11 @@ from .kernels.norm import finish_gradients, finish_moments
 from .kernels.norm_column import column_moments, column_norm_backward, column_norm_forward
 from .kernels.norm_plane import plane_moments, plane_norm_backward, plane_norm_forward
 from .kernels.partials import sum_partials
-from .layout import batch_layout, instance_layout
+from .layout import Norm, batch_layout, instance_layout
 from .plan import Plan, make_sum_plan
 from .plan_norm import make_finish_plan, make_norm_plan
 from .rules import VECTOR_BYTES, Kind, Rules, rules_for
 from .run import Call, bind, counters, run
-
-
-class Norm(NamedTuple):
-    """What a norm is, but for its tensors."""
-
-    training: bool
-    """Whether statistics are those of x; else they are given."""
-    instances: bool
-    """Whether each sample has its own, as in an instance norm."""
-    eps: float
 
 
 class _Walk(NamedTuple):

@@ -214,6 +214,16 @@ def _gaps(view: View, outer: int, channel: int, inner: int) -> Gaps | None:
     )
 
 
+class Norm(NamedTuple):
+    """What a norm is, but for its tensors."""
+
+    training: bool
+    """Whether statistics are those of x; else they are given."""
+    instances: bool
+    """Whether each sample has its own, as in an instance norm."""
+    eps: float
+
+
 class Layout(NamedTuple):
     """How a norm's tensors lie in memory."""
 

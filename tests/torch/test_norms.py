@@ -186,9 +186,7 @@ def test_small_inputs_launch_nothing(device, no_launch):
 
 def negative(tensor):
     """The same numbers with the sign in a bit of the tensor."""
-    view = torch.complex(tensor, -tensor).conj().imag
-    assert view.is_neg()
-    return view
+    return torch._neg_view(-tensor)
 
 
 def with_gaps(tensor):
@@ -327,7 +325,10 @@ class TestWhatIsComputed:
         assert y.requires_grad == any(needs)
         if not any(needs):
             return
+        launches.clear()
         given = iter(torch.autograd.grad(y.square().sum(), leaves(values), create_graph=order > 1))
+        assert bool(launches) == (order == 1)
+        launches.append("forward")
         for gradient, need in zip(expected, needs, strict=True):
             if need:
                 torch.testing.assert_close(next(given), gradient, rtol=1e-5, atol=1e-4)
@@ -604,7 +605,7 @@ def test_the_kernels_serve_tensors_whose_class_only_adds_to_torch_functions(kind
     y = ours(kind, *annotated)
     assert len(Annotated.seen) == 1
     assert type(y) is Annotated
-    assert is_by_kernels(y)
+    assert y.grad_fn.next_functions[0][0].name() == "NormPReLUFunctionBackward"  # before its class
     torch.testing.assert_close(y.detach().as_subclass(torch.Tensor), expected)
 
 
