@@ -135,7 +135,7 @@ class NormPReLUFunction(torch.autograd.Function):
         slope = ctx.number if slope is None else slope
         arguments = x, table, slope, weight, bias, ctx.norm, ctx.needs_input_grad[:4]
         if way is Route.KERNELS:
-            gradients = launch_norm.norm_prelu_backward(grad_y.resolve_neg(), *arguments)
+            gradients = launch_norm.norm_prelu_backward(grad_y, *arguments)
         else:
             gradients = composed.norm_prelu_backward(grad_y, *arguments)
         return *gradients, None, None, None, None, None

@@ -66,7 +66,7 @@ def norm_prelu_backward(
     bias: Tensor | None,
     norm: Norm,
     needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, slope, weight and bias that can be differentiated again.
 
     All in float32, as the kernels compute. Statistics of x are computed once more, to be
@@ -96,15 +96,19 @@ def norm_prelu_backward(
     if norm.training:
         share = (grad_x * normed).mean(averaged, keepdim=True)
         grad_x = grad_x - grad_x.mean(averaged, keepdim=True) - normed * share
-    return tuple(
-        gradient.to(of.dtype) if need else None  # type: ignore[union-attr]
-        for need, gradient, of in zip(
-            needs,
-            (grad_x * rstd, grad_slope, grad_weight, grad_bias),
-            (x, slope, weight, bias),
-            strict=True,
-        )
+    return (
+        (grad_x * rstd).to(x.dtype) if needs[0] else None,
+        _like(grad_slope, slope) if needs[1] else None,
+        _like(grad_weight, weight) if needs[2] else None,
+        _like(grad_bias, bias) if needs[3] else None,
     )
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | float | None) -> Tensor | None:
+    """A gradient in its parameter's dtype."""
+    if gradient is None or not isinstance(parameter, Tensor):
+        return None
+    return gradient.to(parameter.dtype)
 
 
 def _slopes(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:

@@ -105,8 +105,9 @@ def instance_norm_prelu(
 
     As :func:`prelu_gpu.batch_norm_prelu` in training, with the statistics of each channel of each
     sample: *Instance Normalization* (Ulyanov et al., 2016, arXiv:1607.08022). It means
-    ``prelu(F.instance_norm(...), slope)``. The kernels keep the input's memory layout;
-    F.instance_norm, where it serves, makes a channels_last input contiguous.
+    ``prelu(F.instance_norm(...), slope)``. The kernels keep the memory layout of a dense input whose
+    samples follow one another, and copy another one to be contiguous; F.instance_norm, where it
+    serves, makes every input contiguous.
 
     Args:
         input: shape ``(N, C, *)`` of three dimensions or more, float16, bfloat16, float32 or
