@@ -194,7 +194,7 @@ PARTS = {
     "channel slice": ((2, 12, 4, 8), lambda b: b[:, 6:]),
     "every other channel": ((2, 12, 4, 8), lambda b: b[:, ::2]),
     "every other image": ((4, 6, 4, 8), lambda b: b[::2]),
-    "crop": ((2, 6, 6, 8), lambda b: b[:, :, 1:-1]),
+    "crop": ((2, 6, 4, 10), lambda b: b[..., 1:-1]),
     "transposed": ((6, 2, 4, 8), lambda b: b.transpose(0, 1)),
     "permuted": ((4, 8, 2, 6), lambda b: b.permute(2, 3, 0, 1)),
     "channels last": ((2, 4, 8, 6), lambda b: b.permute(0, 3, 1, 2)),
