@@ -1,7 +1,8 @@
 """What is measured: the cases, their inputs, and whether prelu_gpu computes them right.
 
-Groups: "model" and "leaky", tensors of networks that use PReLU or Leaky ReLU; "curve", sizes from
-2^10 to 2^28 elements; "awkward", what kernels find hard; "core", the few that tell most.
+Groups: "model" and "leaky", tensors of networks that use PReLU or Leaky ReLU; "norm", a norm and
+PReLU behind it; "curve", sizes from 2^10 to 2^28 elements; "awkward", what kernels find hard;
+"core", the few that tell most.
 """
 
 import dataclasses
@@ -12,23 +13,35 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import prelu_gpu
 from benchmarks.program import first_line
 from prelu_gpu import reference
-from prelu_gpu.layout import make_view
+from prelu_gpu.layout import batch_layout, instance_layout, make_view
 from prelu_gpu.plan import Plan, make_plan
+from prelu_gpu.plan_norm import make_norm_plan
 from prelu_gpu.rules import VECTOR_BYTES, Rules
 
 PASSES = {"forward": 2, "backward": 3, "inference": 2, "step": 5}
 """The operations, and how often each must go over memory of the size of x; a step is a forward and
 a backward. Slopes are thousands of times smaller and not counted."""
 
+NORM_PASSES = {
+    "batch": {"forward": 3, "backward": 5, "inference": 2, "step": 8},
+    "instance": {"forward": 3, "backward": 5, "inference": 3, "step": 8},
+}
+"""The same behind a norm: without its output, but with another look at x for each of its sums."""
+
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+    "channels_last_3d": torch.channels_last_3d,
+}
 NEGATIVE_SLOPE = 0.1
 """Of Leaky ReLU."""
 
@@ -44,6 +57,24 @@ class Inputs(NamedTuple):
     x: Tensor
     weight: Tensor
     grad_y: Tensor
+
+
+class NormTensors(NamedTuple):
+    """What a norm has for each channel, in the order in which functions take it."""
+
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Those that a backward gives gradients of."""
+        return tuple(tensor for tensor in self[2:] if tensor is not None)
+
+    def exact(self) -> "NormTensors":
+        """The same in float64."""
+        return NormTensors(*(tensor if tensor is None else _exact(tensor) for tensor in self))
 
 
 @dataclass(frozen=True)
@@ -65,6 +96,9 @@ class Case:
     group: str = "model"
     inplace: bool = False
     """Whether Leaky ReLU overwrites x."""
+    norm: str = ""
+    """What stands before PReLU: "batch" for a batch norm, whose inference is an evaluation, or
+    "instance" for an instance norm without parameters, as MONAI has it."""
 
     @property
     def setting(self) -> dict[str, str]:
@@ -76,6 +110,7 @@ class Case:
             "slope": self.slope,
             "dtype": dtype_name(self.dtype),
             "slope_dtype": dtype_name(self.weight_dtype),
+            "norm": self.norm,
         }
 
     @property
@@ -109,9 +144,14 @@ class Case:
         """Bytes of x."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def passes(self) -> dict[str, int]:
+        """How often each operation must go over memory of the size of x."""
+        return NORM_PASSES.get(self.norm, PASSES)
+
     def bytes_moved(self, op: str) -> int:
         """The least that `op` must read and write."""
-        return PASSES[op] * self.nbytes
+        return self.passes[op] * self.nbytes
 
     def inputs(self, device: torch.device) -> Inputs:
         """A new set of random inputs."""
@@ -121,6 +161,28 @@ class Case:
         x, grad_y = self._empty(device)
         return Inputs(x.normal_().requires_grad_(), weight.requires_grad_(), grad_y.normal_())
 
+    def norm_tensors(self, device: torch.device) -> NormTensors:
+        """A new random batch norm; an instance norm has no tensors."""
+        if self.norm != "batch":
+            return NormTensors()
+        like = torch.empty(4, self.shape[1], dtype=self.weight_dtype, device=device)
+        running_mean, running_var, weight, bias = like.normal_().unbind()
+        for factor in (running_var, weight):
+            factor.uniform_(0.5, 1.5)
+        return NormTensors(running_mean, running_var, *map(_leaf, (weight, bias)))
+
+    def normalize(self, x: Tensor, norm: NormTensors, training: bool) -> Tensor:
+        """The norm by PyTorch."""
+        if self.norm == "instance":
+            return F.instance_norm(x)
+        return F.batch_norm(x, *norm, training)
+
+    def norm_prelu(self, x: Tensor, weight: Tensor, norm: NormTensors, training: bool) -> Tensor:
+        """The norm and PReLU by prelu_gpu."""
+        if self.norm == "instance":
+            return prelu_gpu.instance_norm_prelu(x, weight)
+        return prelu_gpu.batch_norm_prelu(x, weight, *norm, training)
+
     def differentiated(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """What the backward gives gradients of."""
         return inputs[:1] if self.slope == "number" else inputs[:2]
@@ -128,6 +190,10 @@ class Case:
     def plan(self, op: str, rules: Rules) -> Plan:
         """The launch of prelu_gpu's kernel for `op`."""
         x, grad_y = self._empty(torch.device("meta"))
+        if self.norm:
+            layout = instance_layout if self.norm == "instance" else batch_layout
+            view = layout(self.shape, x.stride(), grad_y.stride()).view
+            return make_norm_plan(view, self.dtype.itemsize, rules, op)
         grad_y_stride = grad_y.stride() if op == "backward" else None
         result_stride = torch.empty_like(x).stride()
         view = make_view(x.shape, result_stride, self.channel_dim, x.stride(), grad_y_stride)
@@ -138,6 +204,11 @@ class Case:
     def mistakes(self, device: torch.device) -> list[str]:
         """What prelu_gpu gets wrong, or why it fails, in words; empty if nothing."""
         x, weight, grad_y = inputs = self.inputs(device)
+        if self.norm:
+            try:
+                return [*self._norm_mistakes(inputs)]
+            except Exception as error:  # whatever a compiler raises
+                return [first_line(error)]
         # Whole numbers, whose sums are exact: at 2^28 elements a tile that is missing would
         # otherwise be less than what rounding explains.
         for numbers in (x, grad_y):
@@ -161,6 +232,49 @@ class Case:
         except Exception as error:  # whatever a compiler raises
             return [first_line(error)]
 
+    def _norm_mistakes(self, inputs: Inputs) -> Iterator[str]:
+        """What is farther from PyTorch's operators in float64 than rounding explains.
+
+        Of the size of x, that is 4 roundings and 4e-6; of a sum, a rounding and 5e-6 of the sum of
+        its terms' sizes. Rounding may take an argument to the other side of PReLU's kink: slopes
+        are positive, so the output's sign says on which side it was.
+        """
+        norm = self.norm_tensors(inputs.x.device)
+        exact_norm = norm.exact()
+        x, weight, grad_y = inputs
+        exact_x, exact_weight, exact_grad_y = map(_exact, inputs)
+        slopes = exact_weight.view(-1, *[1] * (x.dim() - 2))
+
+        def follow(y: Tensor, norm: NormTensors, training: bool) -> tuple[Tensor, Tensor]:
+            z = self.normalize(exact_x, norm, training)
+            return z, torch.where(y.signbit(), slopes * z, z)
+
+        # The results get this memory, so that an element left unwritten is NaN.
+        poison = [torch.full_like(x, math.nan) for _ in range(2)]
+        del poison
+        y = self.norm_prelu(x, weight, norm, True)
+        grad_x, *grads = torch.autograd.grad(y, (x, weight, *norm.parameters), grad_y)
+        z, exact_y = follow(y, exact_norm, True)
+        leaves = (z, exact_x, exact_weight, *exact_norm.parameters)
+        grad_z, exact_grad_x, *exact_grads = torch.autograd.grad(exact_y, leaves, exact_grad_y)
+        with torch.no_grad():
+            terms = [torch.where(y.signbit(), exact_grad_y * z, 0.0)]
+            if norm.parameters:
+                scale, shift = (tensor.view_as(slopes) for tensor in exact_norm.parameters)
+                terms += [grad_z * (z - shift) / scale, grad_z]
+            yield from _differences("output", y, exact_y, 4, 4e-6)
+            yield from _differences("input gradient", grad_x, exact_grad_x, 4, 4e-6)
+            names = ("slope gradient", "weight gradient", "bias gradient")
+            for name, grad, exact, each in zip(names, grads, exact_grads, terms, strict=False):
+                sizes = each.abs().sum_to_size(slopes.shape).view_as(exact)
+                yield from _differences(name, grad, exact, 1, 5e-6 * sizes)
+            for name, ours, exact in zip(("mean", "variance"), norm, exact_norm, strict=False):
+                if ours is not None:
+                    yield from _differences(f"running {name}", ours, exact, 4, 1e-6)
+            y = self.norm_prelu(x, weight, norm, False)
+            _, exact_y = follow(y, norm.exact(), False)
+            yield from _differences("without grad, output", y, exact_y, 4, 4e-6)
+
     def _activation(self, x: Tensor, weight: Tensor) -> Tensor:
         """Y by prelu_gpu; in place, a copy of x that is overwritten."""
         if self.slope == "number":
@@ -182,6 +296,24 @@ class Case:
             x, grad_y = (empty(math.prod(self.shape) + 1)[1:].view(self.shape) for _ in range(2))
             return x, grad_y
         return empty(*self.shape), empty(*self.shape)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.clone().requires_grad_()
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+
+def _differences(
+    what: str, actual: Tensor, exact: Tensor, roundings: int, beside: Tensor | float
+) -> Iterator[str]:
+    """Says which elements are farther off than so many roundings and what is given beside."""
+    tolerance = roundings * torch.finfo(actual.dtype).eps / 2 * exact.abs() + beside
+    wrong = ~((actual.double() - exact).abs() <= tolerance)
+    if wrong.any():
+        yield f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are wrong"
 
 
 def in_dtypes(case: Case) -> Iterator[Case]:
@@ -237,6 +369,34 @@ MODELS = (
     Case("graph-infomax", (100_000, 512), FLOAT32),
 )
 
+
+def _batch_norm(name: str, channels: int, side: int, layout: str = "contiguous") -> Case:
+    shape = (128, channels, side, side)
+    return Case(name, shape, FLOAT16, "channel", FLOAT32, layout, group="norm", norm="batch")
+
+
+def _instance_norm(name: str, channels: int, side: int, layout: str = "contiguous") -> Case:
+    shape = (2, channels, side, side, side)
+    return Case(name, shape, FLOAT32, "shared", None, layout, group="norm", norm="instance")
+
+
+NORMS = (
+    # IResNet's under autocast.
+    _batch_norm("iresnet-norm", 64, 112),
+    _batch_norm("iresnet-norm-cl", 64, 112, "channels_last"),
+    _batch_norm("iresnet-norm-56x56", 128, 56),
+    _batch_norm("iresnet-norm-28x28", 256, 28),
+    _batch_norm("iresnet-norm-14x14", 512, 14),
+    _batch_norm("iresnet-norm-7x7", 512, 7),
+    # MONAI's UNet.
+    _instance_norm("monai-norm", 32, 96),
+    _instance_norm("monai-norm-cl", 32, 96, "channels_last_3d"),
+    _instance_norm("monai-norm-48", 32, 48),
+    _instance_norm("monai-norm-24", 64, 24),
+    _instance_norm("monai-norm-12", 128, 12),
+    _instance_norm("monai-norm-6", 256, 6),
+)
+
 # Medical segmentation, object detection.
 LEAKY = tuple(
     Case(name, shape, dtype, slope="number", group="leaky", inplace="in-place" in name)
@@ -274,6 +434,9 @@ CORE = tuple(
     for name, dtype, slope_dtype in (
         ("monai-unet", FLOAT32, None),
         ("iresnet", FLOAT16, FLOAT32),
+        ("iresnet-norm", FLOAT16, FLOAT32),
+        ("iresnet-norm-cl", FLOAT16, FLOAT32),
+        ("monai-norm", FLOAT32, None),
         ("real-esrgan", BFLOAT16, None),
         ("iresnet-7x7", FLOAT16, None),
         ("graph-infomax", FLOAT32, None),
@@ -287,19 +450,19 @@ CORE = tuple(
         ("nnu-net", FLOAT16, None),
         ("nnu-net-in-place", FLOAT16, None),
     )
-    for case in (*MODELS, *LEAKY, *AWKWARD)
+    for case in (*MODELS, *LEAKY, *NORMS, *AWKWARD)
     if case.name == name
 )
 """The cases that tell most: every kind of tile and layout, every dtype, large and tiny."""
 
 CASES = tuple(
     dict.fromkeys(
-        itertools.chain(CORE, MODELS, *map(in_dtypes, (*MODELS, *LEAKY, *CURVES, *AWKWARD)))
+        itertools.chain(CORE, MODELS, NORMS, *map(in_dtypes, (*MODELS, *LEAKY, *CURVES, *AWKWARD)))
     )
 )
-"""All cases in all dtypes, each once; the most telling first, for runs that are cut off."""
+"""All cases, all but norms in all dtypes, each once; the most telling first, for cut-off runs."""
 
-GROUPS = ("core", "model", "leaky", "curve", "awkward")
+GROUPS = ("core", "model", "norm", "leaky", "curve", "awkward")
 
 
 def is_in(case: Case, name: str) -> bool:

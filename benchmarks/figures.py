@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import typer
 
-from benchmarks.cases import CURVES, PASSES
-from benchmarks.providers import OURS, PROVIDERS
+from benchmarks.cases import CURVES, NORM_PASSES, PASSES
+from benchmarks.providers import OURS, PROVIDERS, UNFUSED
 from benchmarks.results import Run
 
 MIB = 2**20
@@ -17,11 +17,12 @@ DEVICE_BYTES = 16 * MIB
 """Size of x from which device time counts; below it is the time of the whole call."""
 
 RUN = [field.name for field in fields(Run)]
-OPERATION = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "op"]
+OPERATION = ["case", "shape", "layout", "slope", "dtype", "slope_dtype", "norm", "op"]
 NETWORK = ["network", "batch", "layout", "dtype"]
 FIGURES = ["device_us", "call_us", "bytes", "pct_copy", "extra_bytes", "step_us", "peak_bytes"]
 SETTING = ["family", "case", "x", "dtype", "slope_dtype", "nbytes"]
 """What is measured: `x` says it in words, `nbytes` is its size."""
+NORM_FAMILIES = {"batch": "BatchNorm, PReLU", "instance": "InstanceNorm, PReLU"}
 CURVE_NAMES = {case.name for case in CURVES}
 
 
@@ -53,8 +54,12 @@ def load(path: Path) -> pd.DataFrame:
     layout = (" " + rows["layout"]).where(rows["layout"] != "contiguous", "")
     slope = (", slope " + rows["slope_dtype"]).where(rows["slope_dtype"] != rows["dtype"], "")
     rows["x"] = rows["shape"] + layout + ", " + rows["slope"] + ", " + rows["dtype"] + slope
-    rows["family"] = np.where(rows["slope"] == "number", "Leaky ReLU", "PReLU")
-    rows["nbytes"] = rows["bytes"] / rows["op"].map(PASSES)
+    family = np.where(rows["slope"] == "number", "Leaky ReLU", "PReLU")
+    rows["family"] = rows["norm"].map(NORM_FAMILIES).fillna(pd.Series(family, rows.index))
+    passes = rows["op"].map(PASSES)
+    for norm, theirs in NORM_PASSES.items():
+        passes = passes.where(rows["norm"] != norm, rows["op"].map(theirs))
+    rows["nbytes"] = rows["bytes"] / passes
     rows["us"] = rows["device_us"].where(rows["nbytes"] >= DEVICE_BYTES, rows["call_us"])
     return rows
 
@@ -73,7 +78,7 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     us, call_us, pct_copy = (pivot(rows, figure) for figure in ("us", "call_us", "pct_copy"))
     extra = pivot(rows, "extra_bytes") / MIB
     found = {f"{op}, % of copy": pct_copy[op, OURS] for op in ("forward", "backward")}
-    for other in ("eager", "compile"):
+    for other in ("eager", "compile", UNFUSED):
         step, passes = us["step"], us["forward"] + us["backward"]
         found[f"x {other}"] = (step[other] / step[OURS]).fillna(passes[other] / passes[OURS])
     found["inference, x eager"] = call_us["inference", "eager"] / call_us["inference", OURS]

@@ -8,14 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prelu_gpu
-from benchmarks.cases import NEGATIVE_SLOPE, PASSES, Case, Inputs
+from benchmarks.cases import NEGATIVE_SLOPE, Case, Inputs, NormTensors
 from benchmarks.timing import Call
 
 OURS = "prelu_gpu"
+UNFUSED = "unfused"
+"""Of norms alone."""
 
 
 def provide_prelu_gpu(case: Case, op: str, sets: list[Inputs]) -> Call:
     """This package."""
+    if case.norm:
+        return _norm_call(case, op, sets, case.norm_prelu)
     if case.slope == "number":
         module = prelu_gpu.LeakyReLU(NEGATIVE_SLOPE, case.inplace)
         return _call(case, op, sets, _with_number(prelu_gpu.leaky_relu), module)
@@ -26,13 +30,19 @@ def provide_prelu_gpu(case: Case, op: str, sets: list[Inputs]) -> Call:
 
 def provide_eager(case: Case, op: str, sets: list[Inputs]) -> Call:
     """PyTorch's operator and module."""
-    return _call(case, op, sets, *_torch_prelu(case, sets))
+    prelu, module = _torch_prelu(case, sets)
+    if case.norm:
+        return _norm_call(case, op, sets, _behind_norm(case, prelu))
+    return _call(case, op, sets, prelu, module)
 
 
 def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
     """PyTorch's operator and module, compiled for these very shapes."""
     torch.compiler.reset()  # or it would give up after some shapes
     prelu, module = _torch_prelu(case, sets)
+    if case.norm:
+        norm_prelu = torch.compile(_behind_norm(case, prelu), dynamic=False)
+        return _norm_call(case, op, sets, norm_prelu)
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return prelu(x, weight)
@@ -40,12 +50,17 @@ def provide_compile(case: Case, op: str, sets: list[Inputs]) -> Call:
     return _call(case, op, sets, *(torch.compile(f, dynamic=False) for f in (function, module)))
 
 
+def provide_unfused(case: Case, op: str, sets: list[Inputs]) -> Call:
+    """PyTorch's norm, and this package's PReLU."""
+    return _norm_call(case, op, sets, _behind_norm(case, prelu_gpu.prelu))
+
+
 def provide_copy(case: Case, op: str, sets: list[Inputs]) -> Call:
     """The roof: a copy of dense memory that moves the bytes of `op`, half read, half written."""
     pairs = []
     for x, _, _ in sets:
-        elements = PASSES[op] * x.numel() // 2
-        source = x.detach().reshape(-1).repeat(-(-PASSES[op] // 2))[:elements]
+        elements = case.passes[op] * x.numel() // 2
+        source = x.detach().reshape(-1).repeat(-(-case.passes[op] // 2))[:elements]
         pairs.append((torch.empty_like(source), source))
 
     def call(number: int) -> Tensor:
@@ -59,9 +74,31 @@ PROVIDERS: dict[str, Callable[[Case, str, list[Inputs]], Call]] = {
     OURS: provide_prelu_gpu,
     "eager": provide_eager,
     "compile": provide_compile,
+    UNFUSED: provide_unfused,
     "copy": provide_copy,
 }
 """What prepares an operation of a case for some input sets."""
+
+NormPReLU = Callable[[Tensor, Tensor, NormTensors, bool], Tensor]
+"""Of x, slopes, a norm, and whether it is in training."""
+
+
+def _norm_call(case: Case, op: str, sets: list[Inputs], norm_prelu: NormPReLU) -> Call:
+    """A call of a norm, in evaluation for inference, and PReLU."""
+    norm, training = case.norm_tensors(sets[0].x.device), op != "inference"
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return norm_prelu(x, weight, norm, training)
+
+    def module(x: Tensor) -> Tensor:
+        return function(x, sets[0].weight)
+
+    return _call(case, op, sets, function, module, norm.parameters)
+
+
+def _behind_norm(case: Case, prelu: Callable[[Tensor, Tensor], Tensor]) -> NormPReLU:
+    """PyTorch's norm, then a PReLU."""
+    return lambda x, weight, norm, training: prelu(case.normalize(x, norm, training), weight)
 
 
 def _call(
@@ -70,8 +107,9 @@ def _call(
     sets: list[Inputs],
     prelu: Callable[[Tensor, Tensor], Tensor],
     module: Callable[[Tensor], Tensor],
+    parameters: tuple[Tensor, ...] = (),
 ) -> Call:
-    """A call of a function or, for inference, of a module."""
+    """A call of a function or, for inference, of a module; with the parameters of all sets."""
 
     def forward(number: int) -> Tensor:
         return prelu(sets[number].x, sets[number].weight)
@@ -89,7 +127,7 @@ def _call(
         y = prelu(x, weight)
         return y, *torch.autograd.grad(y, leaves[number], grad_y)
 
-    leaves = [case.differentiated(inputs) for inputs in sets]
+    leaves = [(*case.differentiated(inputs), *parameters) for inputs in sets]
     # The graphs are kept, so that a timed backward holds nothing of the forward.
     outputs = [forward(number) for number in range(len(sets))] if op == "backward" else []
     return {"forward": forward, "backward": backward, "inference": inference, "step": step}[op]

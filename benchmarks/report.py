@@ -21,10 +21,19 @@ import typer
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from benchmarks.cases import LEAKY, MODELS
-from benchmarks.figures import CURVE_NAMES, MIB, NETWORK, RUN, compare, pivot, read
+from benchmarks.cases import LEAKY, MODELS, NORMS
+from benchmarks.figures import (
+    CURVE_NAMES,
+    MIB,
+    NETWORK,
+    NORM_FAMILIES,
+    RUN,
+    compare,
+    pivot,
+    read,
+)
 from benchmarks.program import fail, make_table, open_console
-from benchmarks.providers import OURS
+from benchmarks.providers import OURS, UNFUSED
 from benchmarks.results import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,13 +46,14 @@ NOT_MEASURED = (
 )
 EXPLANATION = """
 Device time for x of 16 MiB and more, whole-call time below; x eager, x compile: how many times as
-long PyTorch's module takes, forward and backward. Extra MiB: what a backward holds beside.
+long PyTorch's module takes, forward and backward; x unfused, PyTorch's norm with prelu_gpu's PReLU.
+Extra MiB: what a backward holds beside.
 """.strip()
 
 NOISE = 0.97
 """A speed-up that counts as 1."""
 
-USED = [itemgetter("case", "dtype", "slope_dtype")(case.setting) for case in MODELS + LEAKY]
+USED = [itemgetter("case", "dtype", "slope_dtype")(case.setting) for case in MODELS + LEAKY + NORMS]
 """The cases that are taken from models, in the dtypes they are used in."""
 PATHS_HELP = "Files or folders; benchmarks/results if none."
 CHECK_HELP = "Change nothing; status 1 if the README disagrees."
@@ -117,14 +127,17 @@ class Line(NamedTuple):
 
 
 def bar(rows: pd.DataFrame) -> Iterator[Line]:
-    """The bar, and what was measured against it; Leaky ReLU is not counted in PReLU's lines."""
+    """The bar, and what was measured against it; each family's lines are of its own cases."""
     figures = compare(rows)
     level = figures.index.get_level_values
-    for family in ("PReLU", "Leaky ReLU"):
+    # A norm's columns have a bar of their own.
+    columns = level("family").isin(NORM_FAMILIES.values()) & level("x").str.contains(" channels_")
+    large = (level("nbytes") >= 64 * MIB) & ~columns
+    for family in ("PReLU", "Leaky ReLU", *NORM_FAMILIES.values()):
         ours = level("family") == family
         for what, least, chosen, op, other in (
-            ("forward, % of copy", 95, level("nbytes") >= 64 * MIB, "forward", "copy"),
-            ("backward, % of copy", 95, level("nbytes") >= 64 * MIB, "backward", "copy"),
+            ("forward, % of copy", 95, large, "forward", "copy"),
+            ("backward, % of copy", 95, large, "backward", "copy"),
             ("x eager", NOISE, True, "step", "eager"),
             ("x compile", NOISE, True, "step", "compile"),
             ("inference, x eager", 0.95, True, "inference", "eager"),
@@ -133,6 +146,16 @@ def bar(rows: pd.DataFrame) -> Iterator[Line]:
             yield Line(f"{family} {what}", least, reached, [(op, OURS), (op, other)])
         extra = figures.loc[ours, "extra MiB"].dropna()
         yield Line(f"{family} backward, extra MiB", 1, extra, ceiling=True)
+    for names, what, least, op, other in (
+        (["iresnet-norm", "iresnet-norm-cl"], "x eager", 1.6, "step", "eager"),
+        (["iresnet-norm", "iresnet-norm-cl"], "x compile", 1.3, "step", "compile"),
+        (["iresnet-norm", "iresnet-norm-cl"], "x unfused", 1.4, "step", UNFUSED),
+        (["monai-norm"], "x eager", 1.8, "step", "eager"),
+        (["iresnet-norm-cl", "monai-norm-cl"], "forward, % of copy", 90, "forward", "copy"),
+        (["iresnet-norm-cl", "monai-norm-cl"], "backward, % of copy", 90, "backward", "copy"),
+    ):
+        reached = figures.loc[level("case").isin(names), what].dropna()
+        yield Line(f"{' and '.join(names)} {what}", least, reached, [(op, OURS), (op, other)])
     # PyTorch's Leaky ReLU leaves less to gain.
     cases = (level("family") == "PReLU") & ~level("case").isin(CURVE_NAMES)
     for what, dtypes, least in (
@@ -191,13 +214,15 @@ def block(gpus: Mapping[Path, pd.DataFrame]) -> str:
 
 
 def case_tables(rows: pd.DataFrame) -> Iterator[str]:
-    """The cases that are taken from models, PReLU's and Leaky ReLU's apart."""
+    """The cases that are taken from models, by family."""
     figures = compare(rows).reset_index()
     figures = figures[
         pd.MultiIndex.from_frame(figures[["case", "dtype", "slope_dtype"]]).isin(USED)
     ]
     for family, table in figures.groupby("family", sort=False):
         table = table.drop(columns=["family", "dtype", "slope_dtype", "nbytes"])
+        if family not in NORM_FAMILIES.values():
+            table = table.drop(columns="x unfused")
         yield markdown(table.rename(columns={"case": str(family)}).round(2))
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks import program
 from benchmarks.cases import CASES, CORE, DTYPES, GROUPS, PASSES, Case, Inputs, is_in
 from benchmarks.program import Deadline, Minutes, ResultsFolder, choice, make_table
-from benchmarks.providers import OURS, PROVIDERS
+from benchmarks.providers import OURS, PROVIDERS, UNFUSED
 from benchmarks.results import ResultsFile, describe_run, open_results
 from benchmarks.timing import ROUNDS, Gpu, Measurement, count_sets, measure
 from prelu_gpu.rules import gpu_rules
@@ -47,6 +47,7 @@ class Row:
     slope: str
     dtype: str
     slope_dtype: str
+    norm: str
     op: str
     provider: str
     device_us: float | None
@@ -130,7 +131,9 @@ def remaining(
             left = tuple(
                 name
                 for name in providers
-                if (name == "compile") == compiling and (*key, op, name) not in finished
+                if (name == "compile") == compiling
+                and (*key, op, name) not in finished
+                and (case.norm or name != UNFUSED)
             )
             if left:
                 yield Work(case, op, left)

@@ -7,7 +7,7 @@ counts, whether or not a cache would answer it.
 - eager: the operators that PyTorch calls, by OPERATORS, which says what their CUDA kernels do.
 - compile: the code that Inductor generates for an H100 (inductor.py).
 - prelu_gpu: the kernels' PTX, executed for an H100 by the emulator of tests/ptx, and PyTorch's
-  operators around them.
+  operators around them. A norm and PReLU are one function.
 """
 
 import functools
@@ -15,6 +15,7 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,30 @@ class Bias(nn.Module):
         return x + self.bias.view(-1, 1, 1)
 
 
+class NormPReLU(nn.Module):
+    """A norm, then PReLU; prelu_gpu's is one function."""
+
+    def __init__(self, library: ModuleType, norm: Any, prelu: nn.PReLU) -> None:
+        super().__init__()
+        self.norm, self.prelu, self.fused = norm, prelu, library is prelu_gpu
+        # Counting the batches would be a launch more for everyone.
+        norm.num_batches_tracked = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies both."""
+        norm, slope = self.norm, self.prelu.weight
+        affine, running = (norm.weight, norm.bias), (norm.running_mean, norm.running_var)
+        y: Tensor
+        if not self.fused:
+            y = self.prelu(norm(x))
+        elif isinstance(norm, nn.InstanceNorm3d):
+            y = prelu_gpu.instance_norm_prelu(x, slope, *affine, norm.eps)
+        else:
+            options = norm.training, norm.momentum, norm.eps
+            y = prelu_gpu.batch_norm_prelu(x, slope, *running, *affine, *options)
+        return y
+
+
 class Case(NamedTuple):
     """A row of the table."""
 
@@ -83,8 +108,17 @@ def _prelu(slopes: int, *before: Callable[[torch.dtype], nn.Module]) -> Make:
     )
 
 
+def _norm_prelu(slopes: int, norm: Callable[[], nn.Module], training: bool = True) -> Make:
+    return lambda library, dtype: NormPReLU(
+        library, norm(), library.PReLU(slopes, dtype=dtype)
+    ).train(training)
+
+
 FLOAT32 = torch.float32
 C64, C512, MONAI = (64, 64, 56, 56), (128, 512, 14, 14), (2, 32, 48, 48, 48)
+_BATCH_64 = _norm_prelu(64, lambda: nn.BatchNorm2d(64))
+_BATCH_64_FROZEN = _norm_prelu(64, lambda: nn.BatchNorm2d(64), training=False)
+_INSTANCE_32 = _norm_prelu(1, lambda: nn.InstanceNorm3d(32))
 CASES = (
     Case("PReLU, one slope", (16, 64, 96, 96), _prelu(1), FLOAT32),
     Case("PReLU, one slope", MONAI, _prelu(1), FLOAT32),
@@ -97,10 +131,13 @@ CASES = (
     Case("Leaky ReLU", C64, lambda library, dtype: library.LeakyReLU(0.1), FLOAT32),
     Case("bias, PReLU, C = 64", C64, _prelu(64, lambda dtype: Bias(64, dtype))),
     # bfloat16: with other dtypes PyTorch calls cuDNN, whose kernels cannot be read.
-    Case("BatchNorm, PReLU, C = 64", C64, _prelu(64, lambda dtype: nn.BatchNorm2d(64))),
-    Case("BatchNorm, PReLU, C = 512", C512, _prelu(512, lambda dtype: nn.BatchNorm2d(512))),
+    Case("BatchNorm, PReLU, C = 64", C64, _BATCH_64),
+    Case("BatchNorm, PReLU, C = 64", C64, _BATCH_64, layout="channels_last"),
+    Case("BatchNorm, PReLU, C = 512", C512, _norm_prelu(512, lambda: nn.BatchNorm2d(512))),
+    Case("BatchNorm in evaluation, PReLU", C64, _BATCH_64_FROZEN),
     # Without parameters, as MONAI has it: PyTorch does not call cuDNN.
-    Case("InstanceNorm, PReLU", MONAI, _prelu(1, lambda dtype: nn.InstanceNorm3d(32)), FLOAT32),
+    Case("InstanceNorm, PReLU", MONAI, _INSTANCE_32, FLOAT32),
+    Case("InstanceNorm, PReLU", MONAI, _INSTANCE_32, FLOAT32, "channels_last_3d"),
 )
 """Tensors of SRGAN, MONAI's UNet and IResNet; and others that show where torch.compile generates
 something else, or PyTorch's operator serves."""
@@ -109,19 +146,24 @@ OPERATORS = {
     "aten::_prelu_kernel": [(1, 1)],
     "aten::_prelu_kernel_backward": [(2, 2)],
     "aten::add": [(1, 1)],
-    "aten::add_": [(1, 1)],
+    "aten::clone": [(1, 1)],
     "aten::leaky_relu": [(1, 1)],
     "aten::leaky_relu_backward": [(2, 1)],
     # The statistics, the running ones or else 1 / sigma, and the output.
     "aten::native_batch_norm": [(1, 0), (0, 0), (1, 1)],
     # One kernel: a block sums a channel of both inputs, then reads them again.
     "aten::native_batch_norm_backward": [(4, 1)],
+    "aten::native_batch_norm_backward of channels_last": [(2, 0), (2, 1)],
+    # 1 / sigma of the running variance, and the output.
+    "aten::native_batch_norm in evaluation": [(0, 0), (1, 1)],
+    # It reads the input for the sums alone.
+    "aten::native_batch_norm_backward in evaluation": [(3, 1)],
     # One kernel, also where several blocks share a sum.
     "aten::sum": [(1, 0)],
 }
 """The CUDA kernels of PyTorch's operators, each with its reads and writes of tensors of x's size.
 
-For contiguous inputs of fewer than 2**31 elements; from ActivationPreluKernel, Normalization and
+For dense inputs of fewer than 2**31 elements; from ActivationPreluKernel, Normalization and
 Reduce in PyTorch's aten/src/ATen/native/cuda. A memset, as of a sum's semaphores, is no launch.
 """
 
@@ -142,9 +184,10 @@ class Operators(TorchDispatchMode):
         """Runs an operator on the CPU, and notes what a GPU would launch."""
         name, _, _ = func.name().partition(".")
         if name.startswith("prelu_gpu::"):
-            with intercepting(self._emulate):
+            with intercepting(self.emulate):
                 return func(*args, **kwargs or {})
         if name not in WITHOUT_KERNELS:
+            name += _variant(name, args)
             if name not in OPERATORS:
                 raise NotImplementedError(f"{name}: OPERATORS does not say what its kernels do")
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -156,7 +199,7 @@ class Operators(TorchDispatchMode):
     def _nbytes(self, tensor: Tensor) -> int:
         return tensor.nbytes if tensor.numel() == self.numel else 0
 
-    def _emulate(self, call: Call, values: Values) -> None:
+    def emulate(self, call: Call, values: Values) -> None:
         """Executes a launch, and notes which bytes of tensors of x's size it reads and writes."""
         if isinstance(call.launch, Plan) and call.launch.view.copies:
             raise NotImplementedError(f"{call.launch}: its copies are not counted")
@@ -172,6 +215,27 @@ class Operators(TorchDispatchMode):
         self.kernels.append(Kernel(call.kernel.__name__, *moved))
 
 
+def _variant(name: str, args: Sequence[Any]) -> str:
+    """Which of an operator's ways these arguments take, in words of OPERATORS."""
+    if name == "aten::native_batch_norm":
+        return "" if args[5] else " in evaluation"
+    if name == "aten::native_batch_norm_backward":
+        if not args[7]:
+            return " in evaluation"
+        return "" if args[1].is_contiguous() else " of channels_last"
+    return ""
+
+
+def _noting(operators: Operators, module: nn.Module) -> AbstractContextManager[object]:
+    """Notes a block's kernels.
+
+    Under a dispatch mode PyTorch's operators would serve a norm's function, which calls no others
+    beside its launches.
+    """
+    fused = isinstance(module, NormPReLU) and module.fused
+    return intercepting(operators.emulate) if fused else operators
+
+
 def observe_step(case: Case, library: ModuleType) -> Step:
     """Runs a training step on the CPU, by the operators that a GPU would run."""
     x, saved = case.empty().requires_grad_(), {}
@@ -183,10 +247,11 @@ def observe_step(case: Case, library: ModuleType) -> Step:
         return tensor
 
     forward, backward = Operators(x.numel()), Operators(x.numel())
-    with forward, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with _noting(forward, module), hooks:
         y = module(x)
     grad_y = torch.empty_like(y)
-    with backward:
+    with _noting(backward, module):
         torch.autograd.grad(y, [x, *module.parameters()], grad_y)
     return Step(forward.kernels, backward.kernels, sum(saved.values()))
 

@@ -45,7 +45,7 @@ def prelu(input: Tensor, weight: Tensor, *, dim: int = 1) -> Tensor:
     it sums the slope gradient in float32 (float64 for float64) and rounds it once.
 
     On a GPU, PyTorch's operator serves small inputs where it is quicker, because host overhead
-    dominates there: below some 18 MB on an H100, outside of autocast. Its results are identical,
+    dominates there: below some 19 MB on an H100, outside of autocast. Its results are identical,
     but that in half precision it rounds every product of the slope gradient;
     :func:`prelu_gpu.kernel_threshold` changes the size, and with 0 the kernels always serve.
 

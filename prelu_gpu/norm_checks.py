@@ -39,7 +39,7 @@ def check_pair(function: str, x: Tensor, **pair: Any) -> None:
     """
     allowed, like = ((x.dtype, torch.float32) if x.dtype in HALF else (x.dtype,)), x
     for name, given in pair.items():
-        if not isinstance(given, Tensor):
+        if given is None or not isinstance(given, Tensor):
             continue
         if given.device != x.device:
             raise RuntimeError(
@@ -70,22 +70,26 @@ def suits_kernels(
     They take what PyTorch's norms take, but for rarities. PyTorch's operators serve those, and
     raise the errors for what nobody takes.
     """
-    running = [t for t in (running_mean, running_var) if t is not None]
-    parameters = [t for t in (weight, bias) if t is not None]
+    if not 2 <= x.dim() <= 5 or (running_mean is None) is not (running_var is None):
+        return False
+    if running_mean is None and not norm.training:
+        return False
+    for vector in (running_mean, running_var, weight, bias):
+        if vector is not None and not _is_vector(vector, x):
+            return False
+    if isinstance(slope, Tensor) and (slope.dim() > 1 or slope.is_neg()):
+        return False
     return (
-        x.dtype in (torch.float32, *HALF)
-        and 2 <= x.dim() <= 5
+        (x.dtype is torch.float32 or x.dtype in HALF)
         and x.numel() > 0
         and not x.is_neg()
-        and (not isinstance(slope, Tensor) or (slope.dim() < 2 and not slope.is_neg()))
         and isinstance(norm.eps, (float, int))
         and norm.eps > 0
         and isinstance(momentum, (float, int))
         and isinstance(norm.training, bool)
-        and (len(running) == 2 or (norm.training and not running))
         and (not norm.training or _values_per_statistic(x, norm.instances) > 1)
-        and all(_is_vector(t, x) for t in (*running, *parameters))
-        and not any(t.requires_grad for t in running)
+        and not (running_mean is not None and running_mean.requires_grad)
+        and not (running_var is not None and running_var.requires_grad)
     )
 
 

@@ -1,3 +1,4 @@
+import copy
 import csv
 import dataclasses
 import gc
@@ -32,6 +33,18 @@ LAYOUTS = [
     Case("features", (2, 5, 16), torch.bfloat16, slope_dtype=torch.float32, dim=-1),
     Case("leaky", (2, 6, 5, 8), torch.float16, slope="number"),
     Case("leaky in place", (2, 6, 5, 8), torch.bfloat16, slope="number", inplace=True),
+]
+NORMS = [
+    Case("batch", (2, 6, 5, 8), torch.float16, slope_dtype=torch.float32, norm="batch"),
+    Case("batch last", (2, 6, 5, 8), torch.bfloat16, layout="channels_last", norm="batch"),
+    Case("instance", (2, 6, 4, 4, 8), slope="shared", norm="instance"),
+    Case(
+        "instance last",
+        (2, 6, 4, 4, 8),
+        slope="shared",
+        layout="channels_last_3d",
+        norm="instance",
+    ),
 ]
 TORCH = ("prelu_gpu", "eager", "copy")
 """Providers that need no compiler."""
@@ -79,7 +92,7 @@ def breaking(monkeypatch, what):
 # The gate
 
 
-@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*LAYOUTS, *NORMS], ids=lambda case: case.name)
 def test_the_gate_is_green(case, device):
     assert case.mistakes(device) == []
 
@@ -102,6 +115,55 @@ def test_the_gate_is_red_where_leaky_relu_is_wrong(case, monkeypatch, device):
     monkeypatch.setattr(prelu_gpu, "leaky_relu", lambda x, a, inplace: leaky_relu(x, 0.2, inplace))
     found = [mistake.split(":")[0] for mistake in case.mistakes(device)]
     assert found == ["output", "input gradient", "without grad, output"]
+
+
+def breaking_norms(monkeypatch, what):
+    """Makes prelu_gpu's norms with PReLU wrong in one respect."""
+
+    def bent(name, tensor):
+        """With another gradient, if that is what is wrong."""
+        if what != f"{name} gradient":
+            return tensor
+        return tensor.detach() + 1.02 * (tensor - tensor.detach())
+
+    def break_(function):
+        def wrong(x, slope, mean=None, variance=None, weight=None, bias=None, training=True):
+            grad = torch.is_grad_enabled()
+            x, slope = bent("input", x), bent("slope", slope)
+            parameters = mean, variance, bent("weight", weight), bent("bias", bias), training
+            y = function(x, slope, *(() if weight is None else parameters))
+            if what == "running variance" and training:
+                variance *= 1.05
+            return y * 1.05 if what == ("output" if grad else "without grad, output") else y
+
+        return wrong
+
+    for name in ("batch_norm_prelu", "instance_norm_prelu"):
+        monkeypatch.setattr(prelu_gpu, name, break_(getattr(prelu_gpu, name)))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "output",
+        "input gradient",
+        "slope gradient",
+        "weight gradient",
+        "bias gradient",
+        "running variance",
+        "without grad, output",
+    ],
+)
+@pytest.mark.parametrize("case", NORMS[::2], ids=lambda case: case.name)
+def test_the_gate_is_red_where_a_norm_is_wrong(case, what, monkeypatch, device):
+    if case.norm == "instance" and what.split()[0] in ("weight", "bias", "running"):
+        pytest.skip("it has none")
+    breaking_norms(monkeypatch, what)
+    found = {mistake.split(":")[0] for mistake in case.mistakes(device)}
+    if what == "output":  # its gradients are others, too
+        assert what in found
+    else:
+        assert found == {what}
 
 
 def test_a_red_case_is_named_once_and_the_others_are_timed(monkeypatch, run, tmp_path, capsys):
@@ -251,12 +313,42 @@ def test_providers_compute_what_the_reference_does(case, device, monkeypatch):
             assert found[0] is sets[1].x
 
 
+def test_what_is_not_fused_is_timed_beside_norms_alone():
+    works = speed.remaining([SMALL[0], NORMS[0]], ["step"], PROVIDERS, [])
+    named = {(work.case.name, name) for work in works for name in work.providers}
+    every = set(itertools.product(("channels", "batch"), PROVIDERS))
+    assert every - named == {("channels", "unfused")}
+
+
+@pytest.mark.parametrize("case", NORMS[::2], ids=lambda case: case.name)
+def test_providers_compute_a_norm_and_prelu(case, device, monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend="aot_eager"))
+    drawn = case.norm_tensors(device)
+    monkeypatch.setattr(Case, "norm_tensors", lambda *_: copy.deepcopy(drawn))
+    names = ["prelu_gpu", "eager", "unfused", *(["compile"] if case is NORMS[0] else [])]
+    for op, name in itertools.product(("inference", "step"), names):
+        sets = [case.inputs(device) for _ in range(2)]
+        exact = drawn.exact()
+        x, weight, grad_y = (t.detach().double().requires_grad_() for t in sets[1])
+        slope = sets[0].weight.double() if op == "inference" else weight
+        y = reference.prelu(case.normalize(x, exact, op != "inference"), slope)
+        expected = [y]
+        if op == "step":
+            expected += torch.autograd.grad(y, (x, weight, *exact.parameters), grad_y)
+        with torch.set_grad_enabled(op != "inference"):
+            found = PROVIDERS[name](case, op, sets)(1)
+        found = found if isinstance(found, tuple) else (found,)
+        for actual, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual.double(), wanted, rtol=0.05, atol=0.1)
+
+
 @pytest.mark.parametrize("op", PASSES)
-@pytest.mark.parametrize("case", LAYOUTS[:5], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*LAYOUTS[:5], *NORMS], ids=lambda case: case.name)
 def test_the_copy_moves_the_bytes_of_the_operation(case, op):
     sets = [case.inputs(torch.device("cpu")) for _ in range(2)]
     target = PROVIDERS["copy"](case, op, sets)(1)
-    assert 2 * target.nbytes == case.bytes_moved(op) == PASSES[op] * case.nbytes
+    assert 2 * target.nbytes == case.bytes_moved(op) == case.passes[op] * case.nbytes
     assert torch.equal(target[: case.nbytes // target.itemsize], sets[1].x.detach().flatten())
 
 
@@ -391,7 +483,7 @@ def test_results_of_different_runs_or_of_no_commit_are_not_continued(tmp_path):
     file = results.ResultsFile(tmp_path, "-core", RUN, speed.Row)
     assert file.path == tmp_path / "some-gpu-80-gb-core.csv"
     later = dataclasses.replace(RUN, date="2026-01-02")
-    file.write(speed.Row(*["x"] * 8, 1.0, 2.0, 3, 4.0, 5.0, 6))
+    file.write(speed.Row(*["x"] * 9, 1.0, 2.0, 3, 4.0, 5.0, 6))
     assert len(results.ResultsFile(tmp_path, "-core", later, speed.Row).rows) == 1
     with pytest.raises(typer.BadParameter, match=r"driver is 1\.2, and this is 1\.3"):
         results.open_results(tmp_path, "-core", dataclasses.replace(later, driver="1.3"), speed.Row)

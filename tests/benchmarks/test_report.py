@@ -4,7 +4,7 @@ import matplotlib.image
 import pytest
 
 from benchmarks import figures, report
-from benchmarks.cases import CURVES, DTYPES, MODELS, PASSES
+from benchmarks.cases import CURVES, DTYPES, MODELS, NORM_PASSES, NORMS, PASSES
 from benchmarks.results import columns
 from benchmarks.speed import Row
 from benchmarks.training import Row as TrainingRow
@@ -17,20 +17,22 @@ MODEL = next(case for case in MODELS if case.dtype != case.weight_dtype).setting
 
 def row(op, provider, device_us, call_us=None, pct_copy="", extra="", run=RUN, **setting):
     what = {"case": "case", "shape": LARGE, "layout": "contiguous", "slope": "channel"}
-    what |= {"dtype": "float32", "slope_dtype": setting.get("dtype", "float32")} | setting
+    what |= {"dtype": "float32", "slope_dtype": setting.get("dtype", "float32")}
+    what |= {"norm": ""} | setting
     elements = 1
     for size in what["shape"].split("x"):
         elements *= int(size)
-    nbytes = elements * DTYPES[what["dtype"]].itemsize * PASSES[op]
+    nbytes = elements * DTYPES[what["dtype"]].itemsize
+    nbytes *= NORM_PASSES.get(what["norm"], PASSES)[op]
     times = (device_us, device_us if call_us is None else call_us, nbytes, 1)
     return (*run, *what.values(), op, provider, *times, pct_copy, extra)
 
 
-def step(ours, call_us=None, **setting):
+def step(ours, call_us=None, others=("eager", "compile"), **setting):
     """A step that takes prelu_gpu so many times eager's and the compiler's 100 us."""
     return [
         row("step", "prelu_gpu", 100 / ours, call_us, **setting),
-        *(row("step", name, 100, call_us and 100, **setting) for name in ("eager", "compile")),
+        *(row("step", name, 100, call_us and 100, **setting) for name in others),
     ]
 
 
@@ -203,6 +205,33 @@ def test_the_bar(lines):
     mean = found["PReLU x eager, geometric mean in float32"].figures.item()
     assert mean == pytest.approx((0.97 * 0.96 * 3.2) ** (1 / 3))
     assert found["Leaky ReLU x eager"].cells[2:] == ["no rows for this line", "not measured"]
+
+
+def test_norms_have_a_bar_and_a_table_of_their_own(lines, readme, write, cli):
+    large, columns, _, _, _, small, monai, *_ = (case.setting for case in NORMS)
+    others = ("eager", "compile", "unfused")
+    rows = [
+        *step(1.5, others=others, **large),
+        *step(1.7, others=others, **columns),
+        *step(0.9, 1000, others=others, **small),
+        *step(1.7, others=others[:1], **monai),
+        row("forward", "prelu_gpu", 1, pct_copy=94, **large),
+        row("forward", "prelu_gpu", 1, pct_copy=91, **columns),
+        row("backward", "prelu_gpu", 1, pct_copy=89, **columns),
+    ]
+    both = "iresnet-norm and iresnet-norm-cl"
+    assert {what: names(line) for what, line in lines(*rows).items() if len(line.below)} == {
+        "BatchNorm, PReLU forward, % of copy": ["iresnet-norm"],
+        "BatchNorm, PReLU x eager": ["iresnet-norm-7x7"],
+        "BatchNorm, PReLU x compile": ["iresnet-norm-7x7"],
+        f"{both} x eager": ["iresnet-norm"],
+        "monai-norm x eager": ["monai-norm"],
+        "iresnet-norm-cl and monai-norm-cl backward, % of copy": ["iresnet-norm-cl"],
+    }
+    write(*rows)
+    assert cli("report") == 0
+    (line,) = (line for line in readme.read_text().splitlines() if " 128x64x112x112 ch" in line)
+    assert [cell.strip() for cell in line.split("|")[3:8]] == ["91.0", "89.0", "1.7", "1.7", "1.7"]
 
 
 def test_the_core_run_fills_what_the_full_one_has_not(write):

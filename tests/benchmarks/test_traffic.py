@@ -5,7 +5,9 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from support import run_program
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Inductor generates code for Triton; it is not installed")
 pytest.importorskip("typer")
@@ -14,8 +16,15 @@ if sys.platform != "linux":
 
 from torch import nn
 
+import prelu_gpu
 from benchmarks import traffic
+from benchmarks.cases import LAYOUTS
 from benchmarks.inductor import Kernel, read_kernels
+from prelu_gpu import launch_norm
+from prelu_gpu.launch_norm import norm_prelu_backward, norm_prelu_forward
+from prelu_gpu.layout import Norm
+from prelu_gpu.rules import gpu_rules, using_rules
+from prelu_gpu.run import intercepting
 
 
 def test_readmes_table_is_the_files():
@@ -41,6 +50,141 @@ rows.to_csv("{tmp_path}/new.csv", index=False)
     old, new = pd.read_csv(traffic.FILE), pd.read_csv(tmp_path / "new.csv")
     old = old[old["provider"] == provider][cases]
     assert not traffic.differences(old, new)
+
+
+# What norms launch, allocate and save
+
+IRESNET, MONAI = (128, 64, 112, 112), (2, 32, 96, 96, 96)
+NORMS = {
+    "batch": (IRESNET, "float16", "contiguous"),
+    "batch channels_last": (IRESNET, "float16", "channels_last"),
+    "instance": (MONAI, "float32", "contiguous"),
+    "instance channels_last": (MONAI, "float32", "channels_last_3d"),
+    "evaluation": (IRESNET, "float16", "contiguous"),
+    "evaluation channels_last": (IRESNET, "float16", "channels_last"),
+}
+
+
+class Allocations(TorchDispatchMode):
+    """Elements of each fresh tensor of a block, and the operators that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.operators = [], set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.name().split(".")[0].removeprefix("aten::")
+        self.operators.add(name)
+        if name.startswith("empty"):
+            self.elements.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("slopes", ["one slope", "a slope each"])
+@pytest.mark.parametrize("case", NORMS)
+def test_a_norm_launches_little_and_allocates_its_results(case, slopes, monkeypatch):
+    # Not the guarded allocations of conftest.py.
+    monkeypatch.setattr(launch_norm, "torch", torch)
+    shape, dtype, layout = NORMS[case]
+    norm = Norm(not case.startswith("evaluation"), case.startswith("instance"), 1e-5)
+    like = {"dtype": getattr(torch, dtype), "device": "meta"}
+    x = torch.empty(shape, **like, memory_format=LAYOUTS[layout])
+    slope = torch.empty(1 if slopes == "one slope" else shape[1], device="meta")
+    weight, bias, *running = (torch.empty(shape[1], device="meta") for _ in range(4))
+    running = (None, None) if norm.instances else running
+    launches = []
+    with (
+        using_rules(lambda device, itemsize, backward: gpu_rules(132, itemsize, backward)),
+        intercepting(lambda call, values: launches.append(call.kernel.__name__)),
+        Allocations() as made,
+    ):
+        y, table = norm_prelu_forward(x, slope, weight, bias, *running, norm, 0.1, x.dtype)
+        forward = len(launches)
+        norm_prelu_backward(y, x, table, slope, weight, bias, norm, (True, True, True, True))
+    backward = len(launches) - forward
+    assert max(forward, backward) <= (3 if norm.training else 2), launches
+    assert sorted(made.elements)[-2:] == [x.numel()] * 2  # y and its gradient's
+    assert sorted(made.elements)[-3] <= 2**18
+    # A slice has no kernel.
+    others = {name for name in made.operators - {"slice"} if not name.startswith("empty")}
+    assert not others
+
+
+def test_a_norm_saves_its_input_and_tables_of_its_channels(device):
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    x = torch.randn(4, 6, 8, 8, 8, device=device, requires_grad=True)
+    slope, weight, bias = (torch.rand(6, device=device, requires_grad=True) for _ in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ys = [
+            prelu_gpu.batch_norm_prelu(x, slope, None, None, weight, bias, True),
+            prelu_gpu.instance_norm_prelu(x, slope, weight, bias),
+        ]
+    assert all(y.grad_fn is not None for y in ys)
+    others = [tensor for tensor in saved if tensor.data_ptr() != x.data_ptr()]
+    assert len(saved) - len(others) == len(ys)
+    assert all(tensor.shape[-1] in (6, 4 * 6) and tensor.numel() <= 7 * 24 for tensor in others)
+
+
+PASSES = """
+import sys
+import numpy as np
+import torch
+sys.path.insert(0, "tests")
+from ptx import driver
+driver.install()
+from benchmarks.cases import LAYOUTS
+from prelu_gpu.launch_norm import norm_prelu_backward, norm_prelu_forward
+from prelu_gpu.layout import Norm
+from prelu_gpu.run import execute, intercepting
+
+def some(count):
+    return np.unique(np.linspace(0, count - 1, 12).astype(int))
+
+def count(call, values):
+    accesses = []
+    with driver.emulation(ctas=some, trace=accesses, complete=False, count=False):
+        execute(call, values)
+    for tensor in values.values():
+        if isinstance(tensor, torch.Tensor) and tensor.numel() == x.numel():
+            first, moved, touched = tensor.data_ptr(), 0, [np.empty(0, int)]
+            for _, size, _, at in accesses:
+                at = at[(at >= first) & (at < first + tensor.nbytes)].astype(int)
+                elements = at[:, None] + np.arange(0, size, tensor.itemsize)
+                touched.append(elements.ravel())
+                moved += elements.size
+            passes.append(moved / len(np.unique(np.concatenate(touched))))
+
+shape, dtype, layout = {case}
+norm = Norm(*{norm}, 1e-5)
+x = torch.empty(shape, dtype=getattr(torch, dtype), memory_format=LAYOUTS[layout])
+slope, weight, bias, *running = (torch.zeros(shape[1]) for _ in range(5))
+running = (None, None) if norm.instances else running
+passes = []
+with intercepting(count):
+    y, table = norm_prelu_forward(x, slope, weight, bias, *running, norm, 0.1, x.dtype)
+    forward, passes = sum(passes), []
+    norm_prelu_backward(y, x, table, slope, weight, bias, norm, (True, True, True, True))
+print(forward, sum(passes))
+"""
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_the_passes_of_a_norm(case, request):
+    """Of some programs of each launch on tensors as large as those of networks."""
+    if request.config.getoption("--hypothesis-profile", default="") != "full":
+        pytest.skip("make test-full counts them")
+    training, instances = not case.startswith("evaluation"), case.startswith("instance")
+    source = PASSES.replace("{case}", repr(NORMS[case]))
+    source = source.replace("{norm}", repr((training, instances)))
+    output, _ = run_program(source, interpret=False, timeout=300)
+    passes = [float(word) for word in output.split()]
+    assert passes == pytest.approx((3, 5) if training else (2, 3), rel=0.02)
 
 
 CODE = """

@@ -93,7 +93,7 @@ sys.path.insert(0, "tests")
 from ptx import driver
 driver.install()
 driver.Launcher.__call__ = lambda self, *arguments: None
-from prelu_gpu import leaky_relu, prelu, rules
+from prelu_gpu import batch_norm_prelu, leaky_relu, prelu, rules
 
 @functools.cache
 def planes(device, itemsize, backward):
@@ -101,6 +101,12 @@ def planes(device, itemsize, backward):
 
 x, weight = torch.randn(2, 8, 4, 4), torch.randn(8)
 leaf, slopes, grad_y = x.clone().requires_grad_(), weight.clone().requires_grad_(), x.clone()
+running = torch.zeros(8), torch.ones(8)
+parameters = torch.randn(8).requires_grad_(), torch.randn(8).requires_grad_()
+
+def norm(x, training=True):
+    return batch_norm_prelu(x, slopes, *running, *parameters, training)
+
 calls = {
     "torch.prelu": lambda: torch.prelu(x, weight),
     "prelu": lambda: prelu(x, weight),
@@ -108,6 +114,9 @@ calls = {
     "torch.prelu and its backward": lambda: torch.prelu(leaf, slopes).backward(grad_y),
     "prelu and its backward": lambda: prelu(leaf, slopes).backward(grad_y),
     "leaky_relu and its backward": lambda: leaky_relu(leaf).backward(grad_y),
+    "batch_norm_prelu": lambda: norm(x),
+    "batch_norm_prelu and its backward": lambda: norm(leaf).backward(grad_y),
+    "batch_norm_prelu in evaluation": lambda: norm(x, training=False),
 }
 times = dict.fromkeys(calls, float("inf"))
 for _ in range(100):

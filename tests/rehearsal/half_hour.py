@@ -78,7 +78,7 @@ def test_core_cases(machine):
         (*(case.setting[name] for name in settings[:3]), op, provider)
         for case in CORE
         for op in case.ops
-        for provider in PROVIDERS
+        for provider in PROVIDERS | ({"unfused"} if case.norm else set())
     }
     assert set(rows["commit"]) == {"abc123"}
     # A launch takes 3 ms: kernels serve these cases, not PyTorch's operators.
