@@ -83,11 +83,17 @@ def moments_tile(
 
 
 @triton.jit
-def store_moments(moments_ptr, place, size, mask, count, about, total, square):
-    """Writes a program's moments, four tables: how many elements, a mean of a few of them (about),
-    the mean less that, and the sum of squares about the mean.
+def median(a, b, c):
+    """The median of three, which one outlier is not; not NaN but where two are."""
+    return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c))
 
-    `about` keeps squares from cancelling, here and between programs: a sum of the two would round.
+
+@triton.jit
+def store_moments(moments_ptr, place, size, mask, count, about, total, square):
+    """Writes a program's moments, four tables.
+
+    How many elements, one of them (about), the mean less that, and the sum of squares about the
+    mean. The two parts of the mean keep squares from cancelling between programs.
     """
     from_about = total / tl.maximum(count, 1.0)
     excess = total * from_about
@@ -97,15 +103,6 @@ def store_moments(moments_ptr, place, size, mask, count, about, total, square):
     tl.store(moments_ptr + 2 * size, from_about, mask)
     # Rounding may leave less than nothing; NaN stays.
     tl.store(moments_ptr + 3 * size, tl.where(square < excess, 0.0, square - excess), mask)
-
-
-@triton.jit
-def load_distances(moments_ptr, reference, offsets, mask, size):
-    """How many elements terms are of, and how far their means are from a reference."""
-    count = tl.load(moments_ptr + offsets, mask, 0.0)
-    about = tl.load(moments_ptr + size + offsets, mask, 0.0)
-    from_about = tl.load(moments_ptr + 2 * size + offsets, mask, 0.0)
-    return count, (about - reference[None, :]) + from_about
 
 
 @triton.jit
@@ -121,26 +118,32 @@ def merge_moments(
     """Mean and sum of squares about it, and the count, of the channels in a block (Chan et al.)."""
     COMPUTE: tl.constexpr = moments_ptr.dtype.element_ty
     size = tl.cast(splits, tl.int64) * channels * inner
-    # About the mean of a channel's first few elements distances are exact.
-    reference = tl.load(moments_ptr + size + channel * inner, channel < channels, 0.0)
     counts = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
     sums = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
     for first in range(0, splits * inner, TERM_BLOCK):
         offsets, mask = term_offsets(first, channel, splits, channels, inner, TERM_BLOCK)
-        count, distance = load_distances(moments_ptr, reference, offsets, mask, size)
+        count = tl.load(moments_ptr + offsets, mask, 0.0)
+        about = tl.load(moments_ptr + size + offsets, mask, 0.0)
         counts += count
-        sums += count * distance
+        sums += count * (about + tl.load(moments_ptr + 2 * size + offsets, mask, 0.0))
     total = tl.sum(counts, axis=0)
-    from_reference = tl.div_rn(tl.sum(sums, axis=0), total)
-    # The partials are in the cache now.
+    near = tl.div_rn(tl.sum(sums, axis=0), total)
+    # Near the mean distances round little; how far the mean is from there comes out, too. The
+    # partials are in the cache now.
+    distances = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
     squares = tl.zeros((TERM_BLOCK, CHANNEL_BLOCK), COMPUTE)
     for first in range(0, splits * inner, TERM_BLOCK):
         offsets, mask = term_offsets(first, channel, splits, channels, inner, TERM_BLOCK)
-        count, distance = load_distances(moments_ptr, reference, offsets, mask, size)
-        distance -= from_reference[None, :]
+        count = tl.load(moments_ptr + offsets, mask, 0.0)
+        about = tl.load(moments_ptr + size + offsets, mask, 0.0)
+        distance = about - near[None, :] + tl.load(moments_ptr + 2 * size + offsets, mask, 0.0)
+        distances += count * distance
         squares += tl.load(moments_ptr + 3 * size + offsets, mask, 0.0)
         squares += count * distance * distance
-    return reference + from_reference, tl.sum(squares, axis=0), total
+    from_near = tl.div_rn(tl.sum(distances, axis=0), total)
+    excess = total * from_near * from_near
+    square = tl.sum(squares, axis=0)
+    return near + from_near, tl.where(square < excess, 0.0, square - excess), total
 
 
 @triton.jit

@@ -162,7 +162,7 @@ class NormCall(NamedTuple):
 
     def positive(self):
         """Where the kernels take PReLU's argument for positive: rounding may move the kink."""
-        return self.forward(slope=0.0, grad_y=self.grad_y.float())[0] > 0
+        return (self.forward(slope=0.0, grad_y=self.grad_y.float())[0] > 0).contiguous()
 
     def exact(self, positive):
         """Results and, of the sums among them, the sums of their terms' sizes: in float64."""
