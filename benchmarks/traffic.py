@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 import typer
@@ -204,15 +205,25 @@ class Operators(TorchDispatchMode):
         if isinstance(call.launch, Plan) and call.launch.view.copies:
             raise NotImplementedError(f"{call.launch}: its copies are not counted")
         tensors = [value for value in values.values() if isinstance(value, Tensor)]
-        begins_and_ends = [(t.data_ptr(), t.data_ptr() + self._nbytes(t)) for t in tensors]
         accesses: list[Any] = []
         with _emulator().emulation(trace=accesses, count=False):
             execute(call, values)
-        moved = [0, 0]
-        for writes, size, _, at in accesses:
-            for begin, end in begins_and_ends:
-                moved[writes] += size * int(((at >= begin) & (at < end)).sum())
-        self.kernels.append(Kernel(call.kernel.__name__, *moved))
+        moved = [count_bytes(accesses, t) for t in tensors if self._nbytes(t)]
+        read, written = (sum(each[way] for each in moved) for way in (0, 1))
+        self.kernels.append(Kernel(call.kernel.__name__, read, written))
+
+
+def count_bytes(accesses: list[Any], tensor: Tensor) -> tuple[int, int]:
+    """The bytes of a tensor that a launch reads and writes, by the emulator's trace.
+
+    An address that lanes of a program read together counts once: a warp reads it once.
+    """
+    begin, moved = tensor.data_ptr(), [0, 0]
+    for writes, size, programs, at in accesses:
+        inside = (at >= begin) & (at < begin + tensor.nbytes)
+        places = programs[inside].astype(int) << 40 | (at[inside] - begin).astype(int)
+        moved[writes] += size * len(np.unique(places))
+    return moved[0], moved[1]
 
 
 def _variant(name: str, args: Sequence[Any]) -> str:
