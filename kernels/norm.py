@@ -83,11 +83,17 @@ def moments_tile(
 
 
 @triton.jit
+def median(a, b, c):
+    """The median of three, which one outlier is not; not NaN but where two are."""
+    return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c))
+
+
+@triton.jit
 def store_moments(moments_ptr, place, size, mask, count, about, total, square):
     """Writes a program's moments, four tables.
 
-    How many elements, a mean of a few of them (about), the mean less that, and the sum of squares
-    about the mean. The two parts of the mean keep squares from cancelling between programs.
+    How many elements, one of them (about), the mean less that, and the sum of squares about the
+    mean. The two parts of the mean keep squares from cancelling between programs.
     """
     from_about = total / tl.maximum(count, 1.0)
     excess = total * from_about

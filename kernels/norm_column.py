@@ -7,17 +7,12 @@ elements apart and are the third axis of the grid; None where all outer position
 import triton
 import triton.language as tl
 
-from .column import (
-    columns_of_program,
-    row_pointers,
-    rows_of_program,
-    tile_offsets,
-    walk_columns,
-)
+from .column import columns_of_program, rows_of_program, walk_columns
 from .formula import backward_tile, forward_tile, load
 from .norm import (
     load_coefficients,
     load_correction,
+    median,
     moments_tile,
     store_moments,
 )
@@ -186,14 +181,10 @@ def column_moments(
     row_split, row_splits = rows_of_program()
     column, exists = columns_of_program(vectors, V, BLOCK)
     x_ptr = sample_start(x_ptr, sample_vectors, V)
-    # The first tile, which is read again: one of many.
     first_row = row_split * ROWS
-    row, offsets, mask = tile_offsets(first_row, rows, vectors, column, exists, V, ROWS, NARROW)
-    first = load(row_pointers(x_ptr, row, x_outer_gap, V) + offsets, mask, COMPUTE)
-    there = exists.to(COMPUTE)
-    known = tl.minimum(rows - first_row, ROWS).to(COMPUTE)
-    known = sum_folds(known * there, BLOCK, FOLDS)
-    about = sum_folds(tl.sum(first, axis=0), BLOCK, FOLDS) / tl.maximum(known, 1.0)
+    about = median_of_rows(x_ptr, first_row, rows, vectors, x_outer_gap, column, exists, COMPUTE, V)
+    known = sum_folds(exists.to(COMPUTE), BLOCK, FOLDS)
+    about = sum_folds(about, BLOCK, FOLDS) / tl.maximum(known, 1.0)
     about_columns = about
     if FOLDS > 1:
         about_columns = tl.broadcast_to(about[None, :], (FOLDS, BLOCK // FOLDS))
@@ -221,7 +212,7 @@ def column_moments(
     )
     step = row_splits.to(tl.int64) * ROWS
     left = rows - first_row
-    count = (left // step * ROWS + tl.minimum(left % step, ROWS)).to(COMPUTE) * there
+    count = (left // step * ROWS + tl.minimum(left % step, ROWS)).to(COMPUTE) * exists.to(COMPUTE)
     if REMAINDER:
         if row_split == row_splits - 1:
             count += (column < remainder).to(COMPUTE)
@@ -231,6 +222,29 @@ def column_moments(
     count = sum_folds(count, BLOCK, FOLDS)
     total, square = sum_folds(totals[0], BLOCK, FOLDS), sum_folds(totals[1], BLOCK, FOLDS)
     store_moments(moments_ptr, places, size, mask, count, about, total, square)
+
+
+@triton.jit
+def median_of_rows(
+    x_ptr,
+    first_row,
+    rows,
+    vectors,
+    outer_gap,
+    column,
+    exists,
+    COMPUTE: tl.constexpr,
+    V: tl.constexpr,
+):
+    """The median of three rows' elements in each column."""
+    step = tl.cast(vectors, tl.int64) * V
+    if outer_gap is not None:
+        step += tl.cast(outer_gap, tl.int64) * V
+    x_ptr += column
+    a = load(x_ptr + first_row * step, exists, COMPUTE)
+    b = load(x_ptr + tl.minimum(first_row + 1, rows - 1) * step, exists, COMPUTE)
+    c = load(x_ptr + tl.minimum(first_row + 2, rows - 1) * step, exists, COMPUTE)
+    return median(a, b, c)
 
 
 @triton.jit

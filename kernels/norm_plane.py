@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .formula import backward_tile, forward_tile, load
-from .norm import load_coefficients, load_correction, moments_tile, store_moments
+from .formula import backward_tile, forward_tile
+from .norm import load_coefficients, load_correction, median, moments_tile, store_moments
 from .plane import program, row_bounds, row_pointer, walk_rows
 
 
@@ -126,13 +126,14 @@ def plane_moments(
 ):
     """Reads x once; leaves four tables (outer_splits * tile_splits, channels) of moments."""
     outer_split, channel, tile_split = program()
-    # Some of this program's elements, which are read again: few beside all of them.
-    SAMPLE: tl.constexpr = min(BLOCK, 256)
     start, _, _, _, end = row_bounds(outer_split, channel, channels, inner, V, BLOCK)
     row = row_pointer(x_ptr, outer_split, channel, x_outer_gap, x_channel_gap, V)
-    offsets = start + tile_split * BLOCK + tl.arange(0, SAMPLE)
-    known = tl.minimum(end - start - tile_split * BLOCK, SAMPLE)
-    about = tl.sum(load(row + offsets, offsets < end, COMPUTE)) / known.to(COMPUTE)
+    first = start + tile_split * BLOCK
+    about = median(
+        tl.load(row + first).to(COMPUTE),
+        tl.load(row + tl.minimum(first + 1, end - 1)).to(COMPUTE),
+        tl.load(row + tl.minimum(first + 2, end - 1)).to(COMPUTE),
+    )
     totals = walk_rows(
         moments_tile,
         2,
