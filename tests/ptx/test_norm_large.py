@@ -23,7 +23,12 @@ NORM_CASES = {
     "column of 3": (torch.float32, (2**30 + 1, 3), None, False),
     "column of 7 x 7": (torch.float32, (90_001, 512, 49), None, False),
     "samples of columns": (torch.bfloat16, (3000, 64, 12544), (64 * 12544, 1, 64), True),
-    "slice of planes": (torch.bfloat16, (700, 64, 224 * 224), (128 * 224 * 224, 224 * 224, 1), False),
+    "slice of planes": (
+        torch.bfloat16,
+        (700, 64, 224 * 224),
+        (128 * 224 * 224, 224 * 224, 1),
+        False,
+    ),
     "slice of columns": (torch.float32, (2**24, 160), (200, 1), False),
 }
 
