@@ -272,9 +272,7 @@ def norm_call(
         return randn((channels,), dtype, device, seed=10 * seed + place)
 
     x, grad_y = (randn(shape, torch.float64, device, seed=10 * seed + place) for place in (0, 1))
-    x, grad_y = (
-        t.to(dtype).contiguous(memory_format=layout) for t in (1.5 * x + mean, grad_y)
-    )
+    x, grad_y = (t.to(dtype).contiguous(memory_format=layout) for t in (1.5 * x + mean, grad_y))
     weight, bias, running_mean = numbers(2), numbers(3), numbers(4, torch.float32)
     running_var = numbers(5, torch.float32).abs() + 0.5
     slope = slopes

@@ -216,17 +216,24 @@ REGISTERS = {"plane": (48, 48), "odd plane": (48, 48), "column": (80, 96)}
 """On sm_90, of float32 and of 16 bits."""
 
 MORE_REGISTERS = {
-    ("column", 32): (87, "column-folded", "float32"),
-    ("column", 16): (128, "column-folded", "bfloat16"),
-    ("odd plane", 16): (56, "odd-plane", "bfloat16"),
+    ("column", "norm-sums", 16): (124, "column-7x7", "bfloat16"),
+    ("column", "norm-gradient", 16): (115, "column-folded", "bfloat16"),
+    ("column", "norm-frozen", 16): (143, "sliced-column", "bfloat16"),
+    ("column", "norm-frozen", 32): (87, "column-folded", "float32"),
+    ("odd plane", "norm-frozen", 16): (56, "odd-plane", "bfloat16"),
 }
-"""What a frozen norm's backward takes on sm_90, and the kernel that takes most: three sums, the
-input gradient and its addresses at once. With a limit of 96 it would spill."""
+"""What norms take more on sm_90, and the kernel that takes most.
+
+A thread has eight columns of 16 bits, with four coefficients and three sums each. Without the mean
+there would be 95 registers for the sums, but these would lose 7e-6 of their terms' sizes at ten
+standard deviations; with a limit of 96 there would be spills. A frozen norm's backward has the
+input gradient and its addresses, too.
+"""
 
 HALF_OF_THE_BUDGET = {
-    "norm-moments": (6.9, "column-folded"),
-    "norm-sums": (12.4, "column-channels-last"),
-    "norm-frozen": (14.4, "column-7x7"),
+    "norm-moments": (6.8, "column-folded"),
+    "norm-sums": (13.8, "column-folded"),
+    "norm-frozen": (16.3, "sliced-column"),
 }
 """Instructions an element that a norm takes of bfloat16 on sm_100, where memory is so fast that its
 half of the budget is 4.5, 9 and 13."""
@@ -246,8 +253,8 @@ def norm_kernels(full):
                 yield (target, case, op, "bfloat16", "float32")
             if full:
                 yield (target, case, op, "float16", "float32")
-    for _, case, dtype in MORE_REGISTERS.values():
-        yield ("sm_90", case, "norm-frozen", dtype, "float32")
+    for (_, op, _), (_, case, dtype) in MORE_REGISTERS.items():
+        yield ("sm_90", case, op, dtype, "float32")
     for op, (_, case) in HALF_OF_THE_BUDGET.items():
         yield ("sm_100", case, op, "bfloat16", "float32")
 
@@ -324,8 +331,7 @@ def test_a_norms_registers(norm):
         pytest.skip("the limits are sm_90's")
     bits = 32 if kernel["dtype"] == "float32" else 16
     limit = REGISTERS[norm["kind"]][bits == 16]
-    if kernel["op"] == "norm-frozen":
-        limit, *_ = MORE_REGISTERS.get((norm["kind"], bits), (limit,))
+    limit, *_ = MORE_REGISTERS.get((norm["kind"], kernel["op"], bits), (limit,))
     assert norm["registers"] <= limit
 
 
@@ -340,8 +346,8 @@ def test_a_norms_instructions_take_less_than_half_of_the_time_of_memory(norm):
 
 @pytest.mark.skipif(triton.__version__ != PINNED, reason="exact for the pinned version alone")
 def test_exceptions_of_norms_are_exact(reports):
-    for (kind, _), (registers, case, dtype) in MORE_REGISTERS.items():
-        report = reports[("sm_90", case, "norm-frozen", dtype, "float32")]
+    for (kind, op, _), (registers, case, dtype) in MORE_REGISTERS.items():
+        report = reports[("sm_90", case, op, dtype, "float32")]
         assert (report["kind"], report["registers"]) == (kind, registers)
     for op, (most, case) in HALF_OF_THE_BUDGET.items():
         report = reports[("sm_100", case, op, "bfloat16", "float32")]
@@ -369,9 +375,9 @@ def test_a_norms_column_programs_run_at_once(norm):
     itemsize = getattr(torch, kernel["dtype"]).itemsize
     programs = getattr(gpu_rules(1, itemsize, True).norm, kernel["op"].removeprefix("norm-"))
     room = machine_code.places(norm["registers"], num_warps=4)
-    # What is folded with a remainder has more registers, and one program in six a second wave.
-    folded = kernel["case"] == "column-folded"
-    assert programs <= room + folded
+    # What is folded with a remainder, or has gaps, takes more registers: two waves.
+    more = kernel["case"] in ("column-folded", "sliced-column")
+    assert programs <= room + more
 
 
 @pytest.mark.parametrize("kernel", OFFSET_KERNELS, ids=" ".join)

@@ -1,4 +1,4 @@
-"""BatchNorm and InstanceNorm fused with PReLU: against PyTorch's in float64, and what they launch."""
+"""Norms fused with PReLU: against PyTorch's in float64, and what they launch."""
 
 import itertools
 import math
@@ -24,13 +24,19 @@ NORMS = {
 }
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
+FULL = pytest.mark.compiled
+"""Not interpreted, which takes long."""
+
 norms = pytest.mark.parametrize("norm", NORMS)
 kinds = pytest.mark.parametrize("kind", [Kind.PLANE, Kind.ODD_PLANE, Kind.COLUMN, None], ids=id_of)
 
 
 @norms
-@pytest.mark.parametrize("layout", LAYOUTS, ids=id_of)
-@pytest.mark.parametrize("dtypes", PAIRS, ids=id_of)
+@pytest.mark.parametrize(
+    ("dtypes", "layout"),
+    [(PAIRS[0], LAYOUTS[0]), *((pair, LAYOUTS[1]) for pair in PAIRS)],
+    ids=id_of,
+)
 def test_dtypes(dtypes, layout, norm, device):
     call = norm_call(
         (2, 8, 5, 6), dtypes[0], device, parameters=dtypes[1], layout=layout, **NORMS[norm]
@@ -85,7 +91,15 @@ def test_an_output_of_autocasts_dtype(norm, device):
 
 
 @pytest.mark.parametrize("norm", ["batch", "evaluation"])
-@pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=4))[:-1], ids=str)
+@pytest.mark.parametrize(
+    "needs",
+    [
+        needs if sum(needs) in (1, 4) else pytest.param(needs, marks=FULL)
+        for needs in itertools.product((True, False), repeat=4)
+        if any(needs)
+    ],
+    ids=str,
+)
 def test_what_is_needed_and_what_that_launches(needs, norm, device, launches):
     call = norm_call((2, 3, 5), torch.float32, device, **NORMS[norm])._replace(needs=needs)
     results = call.results()
@@ -108,7 +122,7 @@ def test_launches_with_a_gpus_rules(norm, slopes, device, force, launches):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=id_of)
 @pytest.mark.parametrize("slopes", [1, None])
 def test_the_half_precision_slope_gradient_is_at_least_as_close_as_eagers(slopes, dtype, device):
-    for norm, seed in itertools.product(NORMS, range(2)):
+    for norm, seed in itertools.product(NORMS, range(2 if EMULATED or GPU else 1)):
         call = norm_call((4, 5, 6, 6), dtype, device, slopes, seed=seed, **NORMS[norm])
         exact, sizes, _ = call.exact(call.positive())
         slope = call.slope.clone().requires_grad_()
@@ -173,7 +187,7 @@ def test_channels_last_in_tiles_of_a_gpu(kind, norm, device, force):
         (Kind.ODD_PLANE, (3, 2, 1035)),
         (Kind.ODD_PLANE, (4, 2, 5)),
         (Kind.COLUMN, (41, 3, 5)),
-        (Kind.COLUMN, (70, 6)),
+        (Kind.COLUMN, (333, 12)),
         (Kind.COLUMN, (3, 90, 5, 3)),
     ],
     ids=id_of,
@@ -227,7 +241,14 @@ def parts(names, device, **options):
 
 
 @pytest.mark.parametrize("instances", [False, True], ids=["batch", "instance"])
-@pytest.mark.parametrize("names", PAIRED, ids="-".join)
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("channel slice", "sum over pictures"), ("channels last", "channels last slice")),
+        *(("off the grid", "crop"), ("transposed", "sum")),
+    ],
+    ids="-".join,
+)
 def test_memory(names, instances, device):
     parts(names, device, instances=instances).check()
 
@@ -283,7 +304,9 @@ def test_variance_where_the_mean_is_far_from_0(ratio, shape, layout, device, for
     for tilings in (lambda: None, force):
         tilings()
         for dtype in (torch.float32, torch.bfloat16):
-            x = randn(shape, torch.float64, device) + ratio
+            x = randn(shape, torch.float64, device)
+            x[:, ::2] += ratio
+            x[:, 1::2] -= ratio
             assert_statistics(x.to(dtype).contiguous(memory_format=layout))
 
 

@@ -17,8 +17,15 @@ from torch import Tensor, nn
 
 import prelu_gpu
 from benchmarks.machine_code import GPUS
-from prelu_gpu import backend, kernel_threshold, leaky_relu, prelu
-from prelu_gpu.rules import Rules, gpu_rules, using_rules
+from prelu_gpu import (
+    backend,
+    batch_norm_prelu,
+    instance_norm_prelu,
+    kernel_threshold,
+    leaky_relu,
+    prelu,
+)
+from prelu_gpu.rules import Rules, using_rules
 from prelu_gpu.run import Call, Values, intercepting
 
 PAIRS = (
@@ -173,6 +180,37 @@ def operators(given: Tensors, needs: Needs) -> None:
     ops.leaky_relu_backward(grad_y, x, 0.1)
 
 
+def normed(
+    x: Tensor,
+    slope: nn.Parameter,
+    _: int,
+    *,
+    training: bool | None = True,
+    bare: bool = False,
+    frozen: bool = False,
+) -> Tensor:
+    """A norm with PReLU.
+
+    Args:
+        x: the input.
+        slope: the slopes.
+        training: of a batch norm; None for an instance norm.
+        bare: without parameters, running statistics and slopes: with a number for a slope.
+        frozen: parameters and slopes need no gradient.
+    """
+    channels = x.shape[1]
+    weight, bias, mean, variance = (
+        None if bare else torch.empty(channels, dtype=slope.dtype) for _ in range(4)
+    )
+    if weight is not None and bias is not None and not frozen:
+        weight.requires_grad_(slope.requires_grad)
+        bias.requires_grad_(slope.requires_grad)
+    slopes = 0.1 if bare else slope.detach() if frozen else slope
+    if training is None:
+        return instance_norm_prelu(x, slopes, weight, bias)
+    return batch_norm_prelu(x, slopes, mean, variance, weight, bias, training)
+
+
 FUNCTIONS: dict[str, Function] = {
     "prelu": lambda x, weight, dim: prelu(x, weight, dim=dim),
     "prelu, slopes of x's rank": broadcast,
@@ -185,6 +223,14 @@ FUNCTIONS: dict[str, Function] = {
     "LeakyReLU": lambda x, *_: prelu_gpu.LeakyReLU(0.1)(x),
     "LeakyReLU in place": lambda x, *_: prelu_gpu.LeakyReLU(0.1, inplace=True)(x * 1),
 }
+NORMS: dict[str, Function] = {
+    "batch_norm_prelu": normed,
+    "batch_norm_prelu, bare": functools.partial(normed, bare=True),
+    "batch_norm_prelu, evaluation": functools.partial(normed, training=False),
+    "batch_norm_prelu, frozen": functools.partial(normed, training=False, frozen=True),
+    "instance_norm_prelu": functools.partial(normed, training=None),
+    "instance_norm_prelu, bare": functools.partial(normed, training=None, bare=True),
+}
 PATCHED: dict[str, Function] = {
     "enable, torch.prelu": lambda x, weight, _: torch.prelu(x, weight),
     "enable, torch.nn.PReLU": lambda x, weight, _: with_slopes(nn.PReLU(), weight)(x),
@@ -192,7 +238,7 @@ PATCHED: dict[str, Function] = {
 """Functions of PyTorch that the library serves on demand."""
 
 ENTRANCES: dict[str, Callable[[Tensors, Needs], None]] = {
-    **{name: functools.partial(step, function) for name, function in FUNCTIONS.items()},
+    **{name: functools.partial(step, function) for name, function in (FUNCTIONS | NORMS).items()},
     **{
         name: functools.partial(prelu_gpu.enabled("cpu")(step), function)
         for name, function in PATCHED.items()
@@ -203,6 +249,14 @@ ENTRANCES: dict[str, Callable[[Tensors, Needs], None]] = {
 
 def takes(entrance: str, given: Tensors) -> bool:
     """Whether an entrance takes such tensors."""
+    if entrance in NORMS:
+        sizes = (*given.x.shape[2:], 1 if "instance" in entrance else given.x.shape[0])
+        return (
+            given.x.dtype != torch.float64
+            and given.dim == 1
+            and given.x.dim() > 1
+            and math.prod(sizes) > 1
+        )
     if entrance in ("SharedAxesPReLU", "prelu, slopes of x's rank"):
         return given.x.dim() > 1
     if entrance == "accelerate":
@@ -221,8 +275,7 @@ def launches_go_to(
     properties = GPUS[gpu]
 
     def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
-        warp_size = int(properties.target.warp_size)
-        return changed(gpu_rules(properties.multiprocessors, itemsize, backward, warp_size))
+        return changed(properties.rules(itemsize, backward))
 
     with (
         using_rules(table),
@@ -240,7 +293,7 @@ def call_all(
     memories: Iterable[Tensors],
     entrances: Collection[str] = ENTRANCES.keys(),
 ) -> set[str]:
-    """Calls every entrance with every tensor, and `prelu` also with all needs and rules.
+    """Calls every entrance with every tensor, and some also with all needs and rules.
 
     The function takes each launch, with the entrance that made it. Gives the entrances that
     launched something.
@@ -256,7 +309,9 @@ def call_all(
             if not takes(entrance, given):
                 continue
             kinds = (
-                itertools.product(RULES, NEEDS) if entrance == "prelu" else [(RULES[0], NEEDS[0])]
+                itertools.product(RULES, NEEDS)
+                if entrance in ("prelu", "batch_norm_prelu")
+                else [(RULES[0], NEEDS[0])]
             )
             for changed, needs in kinds:
                 with launches_go_to(functools.partial(noted, entrance), gpu, changed):

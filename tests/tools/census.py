@@ -46,8 +46,8 @@ class Variant(NamedTuple):
     kernel: str
     dtypes: tuple[str, ...]
     """Of its tensors, in order; "None" for one that is not there."""
-    absent: tuple[str, ...]
-    """Gaps of inputs that have none."""
+    optional: tuple[tuple[str, bool], ...]
+    """Sizes that may be None, as gaps of inputs that have none, and whether they are there."""
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
 
@@ -56,7 +56,7 @@ class Variant(NamedTuple):
         """What decides the ways through compile-time branches."""
         there = {(place, dtype != "None") for place, dtype in enumerate(self.dtypes)}
         flags = {constant for constant in self.constants if type(constant[1]) is not int}
-        return frozenset(there | flags | {*self.absent})
+        return frozenset(there | flags | {*self.optional})
 
     @property
     def tile(self) -> frozenset[object]:
@@ -66,7 +66,8 @@ class Variant(NamedTuple):
     def __str__(self) -> str:
         constants = " ".join(f"{name}={value}" for name, value in self.constants)
         dtypes = " ".join(self.dtypes)
-        absent = f" without {' '.join(self.absent)}" if self.absent else ""
+        absent = " ".join(name for name, there in self.optional if not there)
+        absent = f" without {absent}" if absent else ""
         return f"{self.kernel} ({dtypes}){absent} {constants} num_warps={self.num_warps}"
 
 
@@ -81,7 +82,11 @@ def variant(call: Call, values: Values) -> Variant:
             for name, value in given.items()
             if name.endswith("_ptr")
         ),
-        tuple(name for name, value in given.items() if value is None and name.endswith("_gap")),
+        tuple(
+            (name, value is not None)
+            for name, value in given.items()
+            if name.endswith(("_gap", "sample_vectors"))
+        ),
         tuple((name, value) for name, value in given.items() if name.isupper()),
         call.launch.num_warps,
     )
@@ -147,7 +152,8 @@ class Detail(enum.Enum):
     """How many of the kernels are compiled."""
 
     EACH = "each"
-    """Those that have a compile-time constant, a dtype or an absent tensor that no other had."""
+    """Those that have a compile-time constant, a dtype, or a tensor or size, there or absent, that
+    no other had."""
     SETS = "sets"
     """Those that have a set of constants and absent tensors, or a tile, that no other had."""
     FULL = "full"

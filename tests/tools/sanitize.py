@@ -8,9 +8,17 @@ import itertools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from prelu_gpu import kernel_threshold, leaky_relu, prelu, reference
+from prelu_gpu import (
+    batch_norm_prelu,
+    instance_norm_prelu,
+    kernel_threshold,
+    leaky_relu,
+    prelu,
+    reference,
+)
 from prelu_gpu.rules import Kind, Rules, gpu_rules, using_rules
 
 CASES = {
@@ -29,6 +37,12 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
     "second launch": {"finish": 0},
     "atomic": {"atomic": True},
 }
+NORMS = (
+    *(("plane", torch.float32, "batch"), ("sliced plane", torch.bfloat16, "instance")),
+    *(("odd plane", torch.bfloat16, "batch"), ("odd plane", torch.float32, "evaluation")),
+    *(("folded column", torch.bfloat16, "batch"), ("sliced column", torch.float32, "evaluation")),
+    *(("column", torch.float32, "batch"), ("column", torch.bfloat16, "instance")),
+)
 SLOPE = 0.25
 
 
@@ -50,6 +64,42 @@ def check_leaky_relu(case: str, dtype: torch.dtype, inplace: bool, device: torch
         results = y, *torch.autograd.grad(y, (x,), grad_y)
     weight = torch.full((1,), SLOPE, device=device)
     compare(results, x, weight, grad_y, f"{case}, {dtype}, Leaky ReLU, in place: {inplace}")
+
+
+def check_norm(case: str, dtype: torch.dtype, norm: str, device: torch.device) -> None:
+    """The same of a norm with PReLU, compared with PyTorch's operators in float64."""
+    x, grad_y = tensors(case, dtype, device)
+    channels = x.shape[1]
+    weight, bias = (torch.randn(channels, device=device, requires_grad=True) for _ in range(2))
+    # Without a kink rounding decides nothing.
+    slope = torch.ones(1, device=device, requires_grad=True)
+    running = torch.randn(channels, device=device), torch.rand(channels, device=device) + 0.5
+
+    def results(fused: bool) -> tuple[Tensor, ...]:
+        kind = torch.float32 if fused else torch.float64
+        parameters = [t.to(kind) for t in (weight, bias)]
+        inputs = x if fused else x.double()
+        statistics = [t.to(kind, copy=True) for t in running]
+        training = norm != "evaluation"
+        if norm == "instance":
+            if fused:
+                y = instance_norm_prelu(inputs, slope, *parameters)
+            else:
+                y = F.instance_norm(inputs, None, None, *parameters)
+            statistics = []
+        elif fused:
+            y = batch_norm_prelu(inputs, slope, *statistics, *parameters, training)
+        else:
+            y = F.batch_norm(inputs, *statistics, *parameters, training)
+        grads = torch.autograd.grad(y, (x, weight, bias), grad_y.to(y.dtype))
+        return y.detach(), *grads, *statistics
+
+    with using_rules(rules(case)):
+        found = results(True)
+    for actual, correct in zip(found, results(False), strict=True):
+        rounding = 4 * torch.finfo(actual.dtype).eps * correct.abs()
+        error = (actual.double() - correct).abs()
+        assert (error <= rounding + 1e-5 * correct.abs().max()).all(), f"{case}, {dtype}, {norm}"
 
 
 def tensors(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -89,11 +139,13 @@ def main() -> None:
     choices = list(itertools.product(CASES, DTYPES, REDUCTIONS))
     leaky_choices = list(itertools.product(CASES, DTYPES, (False, True)))
     with kernel_threshold(0):
+        for norm_choice in NORMS:
+            check_norm(*norm_choice, device)
         for choice in choices:
             check(*choice, device)
         for leaky_choice in leaky_choices:
             check_leaky_relu(*leaky_choice, device)
-    count = len(choices) + len(leaky_choices)
+    count = len(choices) + len(leaky_choices) + len(NORMS)
     print(f"{count} forwards and backwards are right on {device}")
 
 

@@ -29,11 +29,10 @@ from prelu_gpu import leaky_relu, prelu
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {
-    "column_backward",
-    "column_forward",
-    "plane_backward",
-    "plane_forward",
-    "sum_partials",
+    *("column_forward", "column_backward", "plane_forward", "plane_backward", "sum_partials"),
+    *("column_moments", "column_norm_forward", "column_norm_backward"),
+    *("plane_moments", "plane_norm_forward", "plane_norm_backward"),
+    *("finish_moments", "finish_gradients"),
 }
 
 
