@@ -36,7 +36,7 @@ from prelu_gpu import launch, launch_norm
 from prelu_gpu.backend import INTERPRETED
 from prelu_gpu.layout import Norm
 from prelu_gpu.plan import Plan
-from prelu_gpu.rules import SUMS_REGISTERS, Rules, gpu_rules, using_rules
+from prelu_gpu.rules import Rules, gpu_rules, using_rules
 from prelu_gpu.run import Call, Values, intercepting
 
 _One, _Result = TypeVar("_One"), TypeVar("_Result")
@@ -50,13 +50,6 @@ class GPU(NamedTuple):
     multiprocessors: int
     instructions_per_byte: float
     """What a lane issues in the time in which memory moves a byte, for all lanes of the GPU."""
-
-    def rules(self, itemsize: int, backward: bool) -> Rules:
-        """The rule table's row, as prelu_gpu/rules.py makes it on the GPU."""
-        limit = SUMS_REGISTERS if self.target.arch in (80, 90) else None
-        return gpu_rules(
-            self.multiprocessors, itemsize, backward, int(self.target.warp_size), limit
-        )
 
 
 # Multiprocessors x lanes that issue in a cycle x GHz / GB/s. Counts and bandwidths are those of the
@@ -217,8 +210,8 @@ def compile_for(target: GPUTarget) -> None:
 
 def compile_call(call: Call, values: Values) -> CompiledKernel:
     """Compiles the kernel of a launch, and does not launch it."""
-    grid = call.launch.grid
-    return call.kernel.warmup(**values, **call.arguments, **call.launch.options, grid=grid)
+    options = {"num_warps": call.launch.num_warps, "grid": call.launch.grid}
+    return call.kernel.warmup(**values, **call.arguments, **options)
 
 
 def compile_plan(
@@ -235,7 +228,7 @@ def compile_plan(
     launches: list[tuple[Plan, CompiledKernel]] = []
 
     def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
-        return changed(gpu.rules(itemsize, backward))
+        return changed(gpu_rules(gpu.multiprocessors, itemsize, backward, gpu.target.warp_size))
 
     def compile_only(call: Call, values: Values) -> None:
         # The second stage of a reduction is no plan's launch.

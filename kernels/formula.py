@@ -6,7 +6,6 @@ float32; a store rounds once. A mask of None means that the whole tile exists.
 What PReLU is applied to is x itself, or a norm of x: its `coefficients` tell, by their number.
 
     (weight,)                       z = x
-    (weight, scale, shift)          z = x * scale + shift
     (weight, scale, shift, mean)    z = (x - mean) * scale + shift
 
 A tile function has the parameters of `forward_tile` and gives a tuple of tensors, its shares of
@@ -56,7 +55,7 @@ def load(pointers, mask, COMPUTE: tl.constexpr):
 @triton.jit
 def centre(x, coefficients):
     """Gives x less the mean, where the coefficients have one."""
-    if len(coefficients) == 4:
+    if len(coefficients) > 1:
         x -= coefficients[3]
     return x
 

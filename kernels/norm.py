@@ -32,34 +32,24 @@ RUNNING_VAR = tl.constexpr(6)
 
 
 @triton.jit
-def load_coefficients(table_ptr, channel, channels, CENTRED: tl.constexpr):
-    """The coefficients of formula.py; with a mean of their own if CENTRED.
-
-    Without it z is less exact where |mean| is far greater than the deviation, and a thread that
-    has eight columns of 16 bits has eight registers less to keep.
-    """
-    mean = tl.load(table_ptr + MEAN * channels + channel)
-    scale = tl.load(table_ptr + SCALE * channels + channel)
-    shift = tl.load(table_ptr + SHIFT * channels + channel)
-    weight = tl.load(table_ptr + SLOPE * channels + channel)
-    if CENTRED:
-        coefficients = (weight, scale, shift, mean)
-    else:
-        coefficients = (weight, scale, tl.fma(-mean, scale, shift))
-    return coefficients
+def load_coefficients(table_ptr, channel, channels):
+    """The coefficients of formula.py."""
+    return (
+        tl.load(table_ptr + SLOPE * channels + channel),
+        tl.load(table_ptr + SCALE * channels + channel),
+        tl.load(table_ptr + SHIFT * channels + channel),
+        tl.load(table_ptr + MEAN * channels + channel),
+    )
 
 
 @triton.jit
-def load_correction(correction_ptr, table_ptr, channel, channels, CENTRED: tl.constexpr):
+def load_correction(correction_ptr, channel, channels):
     """(slant, offset) of channels; () where there is no correction."""
     if correction_ptr is None:
         correction = ()
     else:
         slant = tl.load(correction_ptr + channel)
-        offset = tl.load(correction_ptr + channels + channel)
-        if not CENTRED:
-            offset = tl.fma(-tl.load(table_ptr + MEAN * channels + channel), slant, offset)
-        correction = (slant, offset)
+        correction = (slant, tl.load(correction_ptr + channels + channel))
     return correction
 
 
@@ -227,7 +217,6 @@ def finish_gradients(
     instances,
     SUMS: tl.constexpr,
     SHARED: tl.constexpr,
-    CENTRED: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr,
     TERM_BLOCK: tl.constexpr,
 ):
@@ -250,18 +239,13 @@ def finish_gradients(
             partials_ptr, place, splits, all_channels, inner, SUMS, CHANNEL_BLOCK, TERM_BLOCK
         )
         rstd = tl.load(table_ptr + RSTD * all_channels + place, exists, 0.0)
-        product = totals[1]
-        if not CENTRED:
-            # It is a sum of g' x, and its programs had no registers left for the mean.
-            mean = tl.load(table_ptr + MEAN * all_channels + place, exists, 0.0)
-            product = tl.fma(-mean, totals[0], product)
         grad_bias += totals[0]
-        grad_weight += product * rstd
+        grad_weight += totals[1] * rstd
         if SUMS == 3:
             grad_slope += totals[2]
         if correction_out_ptr is not None:
             scale = tl.load(table_ptr + SCALE * all_channels + place, exists, 0.0)
-            slant = -scale * rstd * rstd * product / elements
+            slant = -scale * rstd * rstd * totals[1] / elements
             tl.store(correction_out_ptr + place, slant, exists)
             tl.store(
                 correction_out_ptr + all_channels + place, -scale * totals[0] / elements, exists

@@ -53,14 +53,13 @@ def column_norm_forward(
     BLOCK: tl.constexpr,
     REMAINDER: tl.constexpr,
     NARROW: tl.constexpr,
-    CENTRED: tl.constexpr,
 ):
     """Reads x once, writes y once: PReLU behind a norm, whose table is norm.py's."""
     column, _ = columns_of_program(vectors, V, BLOCK)
     channel, all_channels = channels_of_samples(
         column // inner % channels, channels, sample_vectors
     )
-    coefficients = load_coefficients(table_ptr, channel, all_channels, CENTRED)
+    coefficients = load_coefficients(table_ptr, channel, all_channels)
     x_ptr = sample_start(x_ptr, sample_vectors, V)
     y_ptr = sample_start(y_ptr, sample_vectors, V)
     walk_columns(
@@ -109,22 +108,20 @@ def column_norm_backward(
     REMAINDER: tl.constexpr,
     NARROW: tl.constexpr,
     EXPANDED: tl.constexpr,
-    CENTRED: tl.constexpr,
     FOLDS: tl.constexpr,
     SUMS: tl.constexpr,
 ):
     """Reads grad_y and x once, writes grad_x once; grad_x_ptr may be None.
 
     EXPANDED: grad_y is one number.
-    sums_ptr is SUMS tables of partial sums, as partial_places says; the second one's are of g' x,
-    unless CENTRED.
+    sums_ptr is SUMS tables of partial sums, as partial_places says.
     """
     column, exists = columns_of_program(vectors, V, BLOCK)
     channel, all_channels = channels_of_samples(
         column // inner % channels, channels, sample_vectors
     )
-    coefficients = load_coefficients(table_ptr, channel, all_channels, CENTRED)
-    correction = load_correction(correction_ptr, table_ptr, channel, all_channels, CENTRED)
+    coefficients = load_coefficients(table_ptr, channel, all_channels)
+    correction = load_correction(correction_ptr, channel, all_channels)
     grad_y_ptr = sample_start(grad_y_ptr, sample_vectors, V)
     x_ptr = sample_start(x_ptr, sample_vectors, V)
     if grad_x_ptr is not None:

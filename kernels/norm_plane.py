@@ -26,7 +26,7 @@ def plane_norm_forward(
 ):
     """Reads x once, writes y once: PReLU behind a norm, whose table is norm.py's."""
     _, channel, _ = program()
-    coefficients = load_coefficients(table_ptr, channel, channels, True)
+    coefficients = load_coefficients(table_ptr, channel, channels)
     walk_rows(
         forward_tile,
         0,
@@ -80,8 +80,8 @@ def plane_norm_backward(
     sums_ptr is SUMS tables of partial sums, (outer_splits * tile_splits, channels).
     """
     _, channel, _ = program()
-    coefficients = load_coefficients(table_ptr, channel, channels, True)
-    correction = load_correction(correction_ptr, table_ptr, channel, channels, True)
+    coefficients = load_coefficients(table_ptr, channel, channels)
+    correction = load_correction(correction_ptr, channel, channels)
     totals = walk_rows(
         backward_tile,
         SUMS,

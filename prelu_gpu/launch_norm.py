@@ -144,8 +144,7 @@ def norm_prelu_backward(
     if sums is not None:
         if corrects:
             correction = torch.empty_like(table[:2])
-        centred = bool(walk.call.arguments.get("CENTRED", True))
-        grads = _finish(sums, table, slope, weight, bias, needs, x, centred, correction)
+        grads = _finish(sums, table, slope, weight, bias, needs, x, correction)
     if corrects:
         values["correction_ptr"] = correction
         last = _walk("gradient", 0, *memory)
@@ -161,7 +160,6 @@ def _finish(
     bias: Tensor | None,
     needs: tuple[bool, bool, bool, bool],
     x: Tensor,
-    centred: bool,
     correction: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients of the slope, the weight and the bias, and the correction of that of x."""
@@ -175,7 +173,7 @@ def _finish(
     count, *partials = sums.shape
     channels = x.shape[1]
     shared = grad_slope is not None and grad_slope.numel() < channels
-    call = _finish_gradients(tuple(partials), channels, count, shared, centred)
+    call = _finish_gradients(tuple(partials), channels, count, shared)
     (programs,) = call.launch.grid
     slope_sums = counts = None
     if shared and programs > 1:
@@ -216,10 +214,8 @@ def _walk(
     names = zip(layout.view.inputs, on_grid, strict=False)
     view = layout.view._replace(off_grid=tuple(name for name, on in names if not on))
     planned = make_norm_plan(view, dtype.itemsize, rules, launch)
-    column = planned.kind is Kind.COLUMN
-    centred = not column or dtype.itemsize > 2
-    kernel = _KERNELS[launch][column]
-    call = bind(kernel, planned, COMPUTE=tl.float32, CENTRED=centred, SUMS=sums)
+    kernel = _KERNELS[launch][planned.kind is Kind.COLUMN]
+    call = bind(kernel, planned, COMPUTE=tl.float32, SUMS=sums)
     return _Walk(planned, layout.stride, call)
 
 
@@ -231,14 +227,12 @@ def _finish_moments(partials: tuple[int, int, int], parameters: int, slopes: int
 
 @functools.lru_cache(maxsize=4096)
 def _finish_gradients(
-    partials: tuple[int, int, int], channels: int, sums: int, shared: bool, centred: bool
+    partials: tuple[int, int, int], channels: int, sums: int, shared: bool
 ) -> Call:
     splits, all_channels, inner = partials
     planned = make_finish_plan((splits, channels, inner), INTERPRETED)
     instances = all_channels // channels
-    return bind(
-        finish_gradients, planned, instances=instances, SUMS=sums, SHARED=shared, CENTRED=centred
-    )
+    return bind(finish_gradients, planned, instances=instances, SUMS=sums, SHARED=shared)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -3,7 +3,6 @@
 A plan is data: printable, and tested without a GPU.
 """
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -41,14 +40,6 @@ class Launch:
     """The kernel's run-time sizes and gaps, by parameter name; None for a gap that is not there."""
     constants: dict[str, int]
     """The kernel's compile-time constants, by parameter name."""
-    max_registers: int | None = dataclasses.field(default=None, kw_only=True)
-    """Registers of a thread that the compiler may use; None for its own choice."""
-
-    @functools.cached_property
-    def options(self) -> dict[str, int]:
-        """The compiler's options, in Triton's names."""
-        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
-        return {"num_warps": self.num_warps, **limit}
 
 
 @dataclass(frozen=True)

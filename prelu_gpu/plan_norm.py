@@ -32,7 +32,6 @@ def make_norm_plan(view: View, itemsize: int, rules: Rules, launch: str) -> Plan
             "sample_vectors": view.numel // plan.constants["V"] if view.samples > 1 else None,
         },
         constants={**plan.constants, "FOLDS": folds},
-        max_registers=rules.sums_registers if launch == "sums" and itemsize == 2 else None,
     )
 
 

@@ -18,11 +18,7 @@ NARROW_BYTES = 4
 
 UNBOUNDED = 2**63 - 1
 
-SUMS_REGISTERS = 96
-"""Registers of a norm's sums over columns of 16 bits on NVIDIA's GPUs before sm_100, where the
-compiler takes more than it needs and one program less has room. On sm_100 they would spill."""
-
-NORM_PLACES = {False: (7, 10, 7, 8, 6), True: (7, 9, 5, 6, 4)}
+NORM_PLACES = {False: (7, 10, 7, 8, 6), True: (7, 8, 4, 5, 4)}
 """Programs of each of a norm's launches over columns that a multiprocessor holds by its registers,
 whether elements are of 16 bits: one wave, which reads a channel's coefficients once for many rows
 (test_machine_code.py). More would hold the moments, and leave more of them to be merged."""
@@ -80,8 +76,6 @@ class Rules(NamedTuple):
     partials: int
     """Partial sums beyond which columns are split no further."""
     norm: NormPrograms = NormPrograms(1, 1, 1, 1, 1)
-    sums_registers: int | None = None
-    """The limit SUMS_REGISTERS, or none."""
     plane_fill: float = 0.75
     """Share of a plane tile that a row must fill for rows not to be folded into columns."""
     finish: int = 0
@@ -97,13 +91,7 @@ Table = Callable[[torch.device, int, bool], Rules]
 """The row for a device, bytes of an element, and whether it is the backward."""
 
 
-def gpu_rules(
-    multiprocessors: int,
-    itemsize: int,
-    backward: bool,
-    warp_size: int = 32,
-    sums_registers: int | None = SUMS_REGISTERS,
-) -> Rules:
+def gpu_rules(multiprocessors: int, itemsize: int, backward: bool, warp_size: int = 32) -> Rules:
     """The rule table's row for a GPU: arithmetic and machine code, until a GPU has measured it.
 
     Two 128-bit accesses a thread, four in a 16-bit forward, or as many as a forward's column tile
@@ -132,7 +120,6 @@ def gpu_rules(
         column_rows=8,
         partials=2**18 if backward else UNBOUNDED,
         norm=NormPrograms(*(multiprocessors * places for places in NORM_PLACES[itemsize == 2])),
-        sums_registers=sums_registers,
         finish=2**14,
     )
 
@@ -150,16 +137,11 @@ def _table(device: torch.device, itemsize: int, backward: bool) -> Rules:
         return interpreter_rules(itemsize)
     properties = torch.get_device_module(device).get_device_properties(device)
     if device.type == "xpu":
-        row = gpu_rules(properties.gpu_subslice_count, itemsize, backward, sums_registers=None)
+        row = gpu_rules(properties.gpu_subslice_count, itemsize, backward)
         # The last program's barrier and counter are shown sound on NVIDIA and AMD only.
         return row._replace(finish=0)
-    limited = torch.version.hip is None and properties.major < 10
     return gpu_rules(
-        properties.multi_processor_count,
-        itemsize,
-        backward,
-        properties.warp_size,
-        SUMS_REGISTERS if limited else None,
+        properties.multi_processor_count, itemsize, backward, warp_size=properties.warp_size
     )
 
 

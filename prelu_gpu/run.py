@@ -130,7 +130,7 @@ _executed_by: Callable[[Call, Values], None] = execute
 def _look_up_and_launch(call: Call, values: Values) -> Any:
     """Launches through Triton's look-up of what it has compiled; gives that."""
     kernel, launch = call.kernel, call.launch
-    return kernel[launch.grid](**values, **call.arguments, **launch.options)
+    return kernel[launch.grid](**values, **call.arguments, num_warps=launch.num_warps)
 
 
 def specialization(device: int, values: Values) -> tuple[object, ...]:

@@ -71,7 +71,9 @@ def test_core_cases(machine):
     assert status, "nothing compiles here, which must be said"
     assert "benchmarks: not everything is timed:" in said
     notices = (machine.out / "emulated-h100-notices.txt").read_text().splitlines()
-    assert [line for line in notices if "torch.compile is not rehearsed" not in line] == []
+    # In a graph, a dispatch mode here alone, PyTorch's operators serve norms, in the host's time.
+    expected = r"\S+-norm.*, prelu_gpu: never queued in time|.*torch.compile is not rehearsed"
+    assert [line for line in notices if not re.match(expected, line)] == []
     rows = machine.rows("-core")
     settings = ("case", "dtype", "slope_dtype", "op", "provider")
     assert columns(rows, *settings) == {

@@ -65,6 +65,7 @@ def test_python_of_the_readme_runs_on_the_kernels(block, device, launches):
             "model": nn.Sequential(nn.Linear(8, 64), nn.PReLU(64)),
             "x": torch.randn(4, 8),
             "weight": torch.rand(8),
+            "images": torch.randn(4, 8, 6, 6),
             "running_mean": torch.zeros(8),
             "running_var": torch.ones(8),
         }
