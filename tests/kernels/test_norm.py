@@ -1,4 +1,4 @@
-"""Norms fused with PReLU: against PyTorch's in float64, and what they launch."""
+"""Norms with PReLU: what they launch, and their results against PyTorch's in float64."""
 
 import itertools
 import math

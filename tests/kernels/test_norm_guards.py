@@ -1,4 +1,4 @@
-"""Norms with PReLU: copies, running statistics, the same bits, no access outside tensors."""
+"""Norms with PReLU: copies, running statistics, the same bits, no access outside of tensors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Norms with PReLU by the public functions: shapes, layouts, dtypes, options, at random."""
+"""Norms with PReLU, drawn at random: shapes, layouts, dtypes and options of public calls."""
 
 from dataclasses import dataclass
 

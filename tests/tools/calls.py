@@ -25,7 +25,7 @@ from prelu_gpu import (
     leaky_relu,
     prelu,
 )
-from prelu_gpu.rules import Rules, using_rules
+from prelu_gpu.rules import Rules, gpu_rules, using_rules
 from prelu_gpu.run import Call, Values, intercepting
 
 PAIRS = (
@@ -275,7 +275,8 @@ def launches_go_to(
     properties = GPUS[gpu]
 
     def table(device: torch.device, itemsize: int, backward: bool) -> Rules:
-        return changed(properties.rules(itemsize, backward))
+        warp_size = int(properties.target.warp_size)
+        return changed(gpu_rules(properties.multiprocessors, itemsize, backward, warp_size))
 
     with (
         using_rules(table),
