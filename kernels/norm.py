@@ -180,8 +180,9 @@ def finish_moments(
             running_var = tl.load(running_var_ptr + channel, exists, 0.0).to(tl.float32)
             tl.store(row + RUNNING_MEAN * channels, running_mean, exists)
             tl.store(row + RUNNING_VAR * channels, running_var, exists)
-            running_mean += momentum * (mean - running_mean)
-            running_var += momentum * (tl.div_rn(squares, count - 1.0) - running_var)
+            running_mean = tl.fma(momentum, mean, (1.0 - momentum) * running_mean)
+            unbiased = tl.div_rn(squares, count - 1.0)
+            running_var = tl.fma(momentum, unbiased, (1.0 - momentum) * running_var)
             tl.store(running_mean_ptr + channel, running_mean, exists)
             tl.store(running_var_ptr + channel, running_var, exists)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
@@ -204,59 +205,55 @@ def finish_moments(
 def finish_gradients(
     partials_ptr,
     table_ptr,
+    correction_out_ptr,
+    channel_sums_ptr,
     grad_slope_ptr,
     grad_weight_ptr,
     grad_bias_ptr,
-    correction_out_ptr,
     slope_sums_ptr,
     counters_ptr,
     elements,
     splits,
     channels,
     inner,
-    instances,
     SUMS: tl.constexpr,
     SHARED: tl.constexpr,
     CHANNEL_BLOCK: tl.constexpr,
     TERM_BLOCK: tl.constexpr,
 ):
-    """Sums partial sums, SUMS tables, into the parameters' gradients and grad_x's correction.
+    """Sums partial sums, SUMS tables, into grad_x's correction and the parameters' gradients.
 
-    A program owns CHANNEL_BLOCK of the `channels` parameters, and sums over the instances. SHARED:
-    there is one slope; each of several programs leaves its sum in slope_sums_ptr, and the last one
-    sums these, unless counters_ptr is None.
+    Of an instance norm in two launches: the first leaves the sums of each sample's channels in
+    channel_sums_ptr, (SUMS, channels), which are the second one's partial sums, without a table.
+    A program owns CHANNEL_BLOCK channels. SHARED: there is one slope; each of several programs
+    leaves its sum in slope_sums_ptr, and the last one sums these, unless counters_ptr is None.
     """
     channel = tl.program_id(0) * CHANNEL_BLOCK + tl.arange(0, CHANNEL_BLOCK)
     exists = channel < channels
-    all_channels = instances * channels
-    grad_slope = tl.zeros((CHANNEL_BLOCK,), tl.float32)
-    grad_weight = tl.zeros((CHANNEL_BLOCK,), tl.float32)
-    grad_bias = tl.zeros((CHANNEL_BLOCK,), tl.float32)
-    for instance in range(instances):
-        # Beyond the last parameter, beyond the last channel.
-        place = tl.where(exists, instance * channels + channel, all_channels)
-        totals = sum_terms(
-            partials_ptr, place, splits, all_channels, inner, SUMS, CHANNEL_BLOCK, TERM_BLOCK
-        )
-        rstd = tl.load(table_ptr + RSTD * all_channels + place, exists, 0.0)
-        grad_bias += totals[0]
-        grad_weight += totals[1] * rstd
-        if SUMS == 3:
-            grad_slope += totals[2]
+    totals = sum_terms(
+        partials_ptr, channel, splits, channels, inner, SUMS, CHANNEL_BLOCK, TERM_BLOCK
+    )
+    grad_bias, grad_weight = totals[0], totals[1]
+    if table_ptr is not None:
+        rstd = tl.load(table_ptr + RSTD * channels + channel, exists, 0.0)
+        grad_weight *= rstd
         if correction_out_ptr is not None:
-            scale = tl.load(table_ptr + SCALE * all_channels + place, exists, 0.0)
-            slant = -scale * rstd * rstd * totals[1] / elements
-            tl.store(correction_out_ptr + place, slant, exists)
-            tl.store(
-                correction_out_ptr + all_channels + place, -scale * totals[0] / elements, exists
-            )
+            scale = tl.load(table_ptr + SCALE * channels + channel, exists, 0.0)
+            slant = -scale * rstd * (grad_weight / elements)
+            tl.store(correction_out_ptr + channel, slant, exists)
+            tl.store(correction_out_ptr + channels + channel, -scale * grad_bias / elements, exists)
+    if channel_sums_ptr is not None:
+        tl.store(channel_sums_ptr + channel, grad_bias, exists)
+        tl.store(channel_sums_ptr + channels + channel, grad_weight, exists)
+        if SUMS == 3:
+            tl.store(channel_sums_ptr + 2 * channels + channel, totals[2], exists)
     if grad_weight_ptr is not None:
         tl.store(grad_weight_ptr + channel, grad_weight, exists)
     if grad_bias_ptr is not None:
         tl.store(grad_bias_ptr + channel, grad_bias, exists)
     if grad_slope_ptr is not None:
         if SHARED:
-            total = tl.sum(grad_slope)
+            total = tl.sum(totals[2])
             if slope_sums_ptr is None:
                 tl.store(grad_slope_ptr, total)
             else:
@@ -266,4 +263,4 @@ def finish_gradients(
                         slope_sums_ptr, grad_slope_ptr, counters_ptr, 0, tl.num_programs(0), 1, 1024
                     )
         else:
-            tl.store(grad_slope_ptr + channel, grad_slope, exists)
+            tl.store(grad_slope_ptr + channel, totals[2], exists)

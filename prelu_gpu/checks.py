@@ -51,8 +51,8 @@ def checked_channel_dim(input: Tensor, weight: Tensor, dim: int) -> int | None:
         input.dtype in HALF and weight.dtype is torch.float32
     ):
         raise RuntimeError(
-            f"prelu: Type promoting not supported. Got {dtype_name(input)} and "
-            f"{dtype_name(weight)}. The weight has the input's dtype, or float32 beside a "
+            f"prelu: Type promoting not supported. Got {dtype_name(input.dtype)} and "
+            f"{dtype_name(weight.dtype)}. The weight has the input's dtype, or float32 beside a "
             "half-precision input: cast one with .to(dtype)."
         )
     ndim, weight_ndim, slopes = input.dim(), weight.dim(), weight.numel()
@@ -125,7 +125,7 @@ def check_tensor(
             return  # of dtypes of its own
     if value.dtype not in DTYPES:
         raise RuntimeError(
-            f"{function}: not implemented for '{dtype_name(value)}' {name}. "
+            f"{function}: not implemented for '{dtype_name(value.dtype)}' {name}. "
             "Float, Double, Half and BFloat16 are: cast it with .to(dtype)."
         )
 
@@ -190,8 +190,8 @@ def _check_as_torch_prelu(input: Tensor, weight: Tensor, dim: int) -> None:
     if input.dtype is not weight.dtype or weight.dim() > 1 or (slopes != 1 and dim != 1):
         raise RuntimeError(
             f"prelu: expected slopes as torch.prelu takes them beside a {kind} input: of its dtype "
-            f"{dtype_name(input)}, one, or one for each channel along dim 1. Got "
-            f"{dtype_name(weight)} slopes of shape {tuple(weight.shape)} along dim {dim}. Convert "
+            f"{dtype_name(input.dtype)}, one, or one for each channel along dim 1. Got "
+            f"{dtype_name(weight.dtype)} slopes of shape {tuple(weight.shape)} along dim {dim}. Convert "
             f"the input first with {'.dequantize()' if input.is_quantized else '.to_dense()'}, or "
             "the slopes."
         )
@@ -230,11 +230,11 @@ def _wrap_dim(dim: int, ndim: int) -> int:
     return dim % ndim
 
 
-def dtype_name(tensor: Tensor) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as PyTorch's messages call it."""
     return {
         torch.float16: "Half",
         torch.bfloat16: "BFloat16",
         torch.float32: "Float",
         torch.float64: "Double",
-    }.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    }.get(dtype, str(dtype).removeprefix("torch."))

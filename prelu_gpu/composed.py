@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._torch import prelu_kernel, prelu_kernel_backward
-from .layout import Norm
+from .layout import TABLE, Norm
 
 
 def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
@@ -25,7 +25,7 @@ def prelu_forward(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
     if weight.dim() < 2 and x.dtype == weight.dtype:
         return torch.prelu(x, weight)
     # torch.prelu does not broadcast, and autocast would round a float32 slope.
-    y: Tensor = prelu_kernel(x.to(weight.dtype), _slopes(x, weight, channel_dim))
+    y: Tensor = prelu_kernel(x.to(weight.dtype), _by_channel(x, weight, channel_dim))
     return y.to(x.dtype)
 
 
@@ -37,7 +37,7 @@ def prelu_backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the input and of the weight that can be differentiated again."""
-    slopes = _slopes(x, weight, channel_dim)
+    slopes = _by_channel(x, weight, channel_dim)
     wide_x, wide_grad_y = x.to(weight.dtype), grad_y.to(weight.dtype)
     grad_x, shares = prelu_kernel_backward(wide_grad_y, wide_x, slopes)
     grad_weight = shares.sum_to_size(slopes.shape).reshape(weight.shape)
@@ -79,9 +79,9 @@ def norm_prelu_backward(
         var, mean = torch.var_mean(wide, averaged, correction=0, keepdim=True)
         rstd = (var + norm.eps).rsqrt()
     else:
-        mean, rstd = (_slopes(x, table[row], 1) for row in (0, 4))
-    scale = 1.0 if weight is None else _slopes(x, weight.float(), 1)
-    shift = 0.0 if bias is None else _slopes(x, bias.float(), 1)
+        mean, rstd = (_by_channel(x, table[TABLE.index(row)], 1) for row in ("mean", "rstd"))
+    scale = 1.0 if weight is None else _by_channel(x, weight.float(), 1)
+    shift = 0.0 if bias is None else _by_channel(x, bias.float(), 1)
     normed = (wide - mean) * rstd
     z = normed * scale + shift
 
@@ -111,8 +111,8 @@ def _like(gradient: Tensor | None, parameter: Tensor | float | None) -> Tensor |
     return gradient.to(parameter.dtype)
 
 
-def _slopes(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
-    """The slopes in a shape that broadcasts over the input."""
+def _by_channel(x: Tensor, weight: Tensor, channel_dim: int | None) -> Tensor:
+    """Numbers of channels in a shape that broadcasts over the input."""
     if channel_dim is not None:
         return weight.view([-1 if d == channel_dim else 1 for d in range(x.dim())])
     # In the input's rank: the batching rules of vmap need it.

@@ -15,7 +15,7 @@ from .kernels.norm import finish_gradients, finish_moments
 from .kernels.norm_column import column_moments, column_norm_backward, column_norm_forward
 from .kernels.norm_plane import plane_moments, plane_norm_backward, plane_norm_forward
 from .kernels.partials import sum_partials
-from .layout import Norm, batch_layout, instance_layout
+from .layout import TABLE, Norm, batch_layout, instance_layout
 from .plan import Plan, make_sum_plan
 from .plan_norm import make_finish_plan, make_norm_plan
 from .rules import VECTOR_BYTES, Kind, Rules, rules_for
@@ -40,9 +40,11 @@ _KERNELS = {
 }
 """Over planes and over columns, by the launch's name in rules.NormPrograms."""
 
-_TABLE_ROWS, _RUNNING_ROWS = 5, 2
-_RUNNING_MEAN, _RUNNING_VAR = 5, 6
-"""Rows of kernels/norm.py's table."""
+_GRADIENTS = (
+    *("grad_slope_ptr", "grad_weight_ptr", "grad_bias_ptr"),
+    *("slope_sums_ptr", "counters_ptr"),
+)
+"""Where finish_gradients leaves the parameters' gradients."""
 
 
 def norm_prelu_forward(
@@ -61,8 +63,6 @@ def norm_prelu_forward(
     Running statistics are updated where the norm is training; if a launch fails, they are as
     before.
     """
-    if x.is_neg():
-        x = x.resolve_neg()
     memory = _memory(norm, x)
     walk = _walk("forward", 0, *memory)
     y = _result(x, walk.stride, dtype)
@@ -75,7 +75,8 @@ def norm_prelu_forward(
         moments = torch.empty((4, *partials), dtype=torch.float32, device=x.device)
         run(first.call, {"x_ptr": x, "moments_ptr": moments})
     updates = norm.training and running_mean is not None
-    rows = _TABLE_ROWS + (_RUNNING_ROWS if updates else 0)
+    # The last rows keep running statistics as they were.
+    rows = len(TABLE) if updates else TABLE.index("running_mean")
     table = torch.empty((rows, partials[1]), dtype=torch.float32, device=x.device)
     learned, number = (slope, 0.0) if isinstance(slope, Tensor) else (None, float(slope))
     slopes = 1 if learned is None else learned.numel()
@@ -83,9 +84,9 @@ def norm_prelu_forward(
     values = {
         "table_out_ptr": table,
         "partials_ptr": moments,
-        "weight_ptr": _parameter(weight),
-        "bias_ptr": _parameter(bias),
-        "slope_ptr": _parameter(learned),
+        "weight_ptr": weight,
+        "bias_ptr": bias,
+        "slope_ptr": learned if learned is None else learned.contiguous(),
         "negative_slope": number,
         "mean_ptr": None if norm.training else running_mean,
         "var_ptr": None if norm.training else running_var,
@@ -101,8 +102,8 @@ def norm_prelu_forward(
         if updates:
             assert running_mean is not None
             assert running_var is not None
-            running_mean.copy_(table[_RUNNING_MEAN])
-            running_var.copy_(table[_RUNNING_VAR])
+            running_mean.copy_(table[TABLE.index("running_mean")])
+            running_var.copy_(table[TABLE.index("running_var")])
         raise
     return y, table
 
@@ -118,8 +119,8 @@ def norm_prelu_backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, the slope, the weight and the bias; None for one that is not needed."""
-    if grad_y.is_neg() or x.is_neg():
-        grad_y, x = grad_y.resolve_neg(), x.resolve_neg()
+    if grad_y.is_neg():
+        grad_y = grad_y.resolve_neg()
     needs_x, needs_slope, needs_weight, needs_bias = needs
     corrects = norm.training and needs_x
     count = 3 if needs_slope else 2 if needs_weight or needs_bias or corrects else 0
@@ -133,7 +134,7 @@ def norm_prelu_backward(
     if "x" in copies:
         x = _result(x, walk.stride, x.dtype).copy_(x)
     values = {"grad_y_ptr": grad_y, "x_ptr": x, "table_ptr": table, "correction_ptr": None}
-    sums = correction = None
+    sums = None
     if count:
         sums = torch.empty((count, *walk.plan.partials), dtype=torch.float32, device=x.device)
     if count or not norm.training:
@@ -142,9 +143,8 @@ def norm_prelu_backward(
         run(walk.call, {**values, "grad_x_ptr": result, "sums_ptr": sums})
     grads: list[Tensor | None] = [None, None, None]
     if sums is not None:
-        if corrects:
-            correction = torch.empty_like(table[:2])
-        grads = _finish(sums, table, slope, weight, bias, needs, x, correction)
+        correction = torch.empty_like(table[:2]) if corrects else None
+        grads = _finish(sums, table, (slope, weight, bias), needs[1:], x, correction)
     if corrects:
         values["correction_ptr"] = correction
         last = _walk("gradient", 0, *memory)
@@ -155,10 +155,8 @@ def norm_prelu_backward(
 def _finish(
     sums: Tensor,
     table: Tensor,
-    slope: Tensor | float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    needs: tuple[bool, bool, bool, bool],
+    parameters: tuple[Tensor | float | None, ...],
+    needs: tuple[bool, ...],
     x: Tensor,
     correction: Tensor | None,
 ) -> list[Tensor | None]:
@@ -167,30 +165,39 @@ def _finish(
         torch.empty_like(parameter, memory_format=torch.contiguous_format)
         if needed and isinstance(parameter, Tensor)
         else None
-        for parameter, needed in zip((slope, weight, bias), needs[1:], strict=True)
+        for parameter, needed in zip(parameters, needs, strict=True)
     ]
-    grad_slope, grad_weight, grad_bias = grads
     count, *partials = sums.shape
-    channels = x.shape[1]
+    channels, all_channels = x.shape[1], table.shape[1]
+    values = {
+        "partials_ptr": sums,
+        "table_ptr": table,
+        "correction_out_ptr": correction,
+        "channel_sums_ptr": None,
+        **dict.fromkeys(_GRADIENTS),
+        "elements": float(x.numel() // all_channels),
+    }
+    if all_channels > channels:
+        # The parameters are those of all samples, whose channels are summed first.
+        if any(needs):
+            sums = torch.empty((count, all_channels), dtype=torch.float32, device=x.device)
+            values["channel_sums_ptr"] = sums
+        run(_finish_gradients(tuple(partials), count, False), values)
+        if not any(needs):
+            return grads
+        values |= {"partials_ptr": sums, "table_ptr": None}
+        values |= {"correction_out_ptr": None, "channel_sums_ptr": None}
+        partials = [all_channels // channels, channels, 1]
+    grad_slope = grads[0]
     shared = grad_slope is not None and grad_slope.numel() < channels
-    call = _finish_gradients(tuple(partials), channels, count, shared)
+    call = _finish_gradients(tuple(partials), count, shared)
     (programs,) = call.launch.grid
     slope_sums = counts = None
     if shared and programs > 1:
         slope_sums = torch.empty(programs, dtype=torch.float32, device=x.device)
         finish = rules_for(x.device, x.itemsize, True).finish
         counts = counters(x.device, 1) if finish else None
-    values = {
-        "partials_ptr": sums,
-        "table_ptr": table,
-        "grad_slope_ptr": grad_slope,
-        "grad_weight_ptr": grad_weight,
-        "grad_bias_ptr": grad_bias,
-        "correction_out_ptr": correction,
-        "slope_sums_ptr": slope_sums,
-        "counters_ptr": counts,
-        "elements": float(x.numel() // table.shape[1]),
-    }
+    values |= zip(_GRADIENTS, (*grads, slope_sums, counts), strict=True)
     run(call, values)
     if slope_sums is not None and counts is None:
         # Where the last program is not known to see the others' sums.
@@ -226,13 +233,9 @@ def _finish_moments(partials: tuple[int, int, int], parameters: int, slopes: int
 
 
 @functools.lru_cache(maxsize=4096)
-def _finish_gradients(
-    partials: tuple[int, int, int], channels: int, sums: int, shared: bool
-) -> Call:
-    splits, all_channels, inner = partials
-    planned = make_finish_plan((splits, channels, inner), INTERPRETED)
-    instances = all_channels // channels
-    return bind(finish_gradients, planned, instances=instances, SUMS=sums, SHARED=shared)
+def _finish_gradients(partials: tuple[int, int, int], sums: int, shared: bool) -> Call:
+    planned = make_finish_plan(partials, INTERPRETED)
+    return bind(finish_gradients, planned, SUMS=sums, SHARED=shared)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -241,7 +244,7 @@ def _sum_slopes(programs: int) -> Call:
 
 
 def _memory(norm: Norm, *tensors: Tensor) -> tuple[Any, ...]:
-    """What decides a launch beside its name: the arguments of `_walk`."""
+    """What decides a launch besides its name and its sums: the other arguments of `_walk`."""
     x = tensors[0]
     return (
         norm.instances,
@@ -255,9 +258,3 @@ def _memory(norm: Norm, *tensors: Tensor) -> tuple[Any, ...]:
 
 def _result(x: Tensor, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(x.shape, stride, dtype=dtype, device=x.device)
-
-
-def _parameter(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
-        return None
-    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()

@@ -214,6 +214,10 @@ def _gaps(view: View, outer: int, channel: int, inner: int) -> Gaps | None:
     )
 
 
+TABLE = ("mean", "scale", "shift", "slope", "rstd", "running_mean", "running_var")
+"""Rows of a norm's table of channels, in the order of kernels/norm.py."""
+
+
 class Norm(NamedTuple):
     """What a norm is, but for its tensors."""
 

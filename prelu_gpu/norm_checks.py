@@ -15,6 +15,9 @@ from .checks import (
 )
 from .layout import Norm
 
+CHANNELS_LIMIT = 2**28
+"""Most channels of a table whose offsets are numbered in 32 bits."""
+
 
 def check_slope(function: str, x: Tensor, slope: Any) -> Tensor | float:
     """Checks the input and the slope, and gives the slope: a tensor, or else a float."""
@@ -31,15 +34,15 @@ def check_slope(function: str, x: Tensor, slope: Any) -> Tensor | float:
     return checked_negative_slope(x, float(slope))
 
 
-def check_pair(function: str, x: Tensor, **pair: Any) -> None:
-    """Checks devices and dtypes of running statistics, or of weight and bias; either may be None.
+def check_vectors(function: str, x: Tensor, **vectors: Any) -> None:
+    """Checks devices and dtypes of running statistics and parameters, any of which may be None.
 
     PyTorch's norms have the errors for all else. These they find late: they look at the bias when
     running statistics are updated already.
     """
-    allowed, like = ((x.dtype, torch.float32) if x.dtype in HALF else (x.dtype,)), x
-    for name, given in pair.items():
-        if given is None or not isinstance(given, Tensor):
+    allowed = (x.dtype, torch.float32) if x.dtype in HALF else (x.dtype,)
+    for name, given in vectors.items():
+        if not isinstance(given, Tensor):
             continue
         if given.device != x.device:
             raise RuntimeError(
@@ -48,11 +51,11 @@ def check_pair(function: str, x: Tensor, **pair: Any) -> None:
             )
         if given.dtype not in allowed:
             raise RuntimeError(
-                f"{function}: expected scalar type {dtype_name(like)} but found "
-                f"{dtype_name(given)} for {name}. {' and '.join(pair)} have one dtype, the input's "
-                "or float32 beside a half-precision input: cast with .to(dtype)."
+                f"{function}: expected scalar type {' or '.join(map(dtype_name, allowed))} but "
+                f"found {dtype_name(given.dtype)} for {name}. {', '.join(vectors)} have one dtype, "
+                "the input's or float32 beside a half-precision input: cast with .to(dtype)."
             )
-        allowed, like = (given.dtype,), given
+        allowed = (given.dtype,)
 
 
 def suits_kernels(
@@ -70,6 +73,10 @@ def suits_kernels(
     They take what PyTorch's norms take, but for rarities. PyTorch's operators serve those, and
     raise the errors for what nobody takes.
     """
+    if torch.is_grad_enabled() and any(
+        t.is_inference() for t in (x, slope, weight, bias) if isinstance(t, Tensor)
+    ):
+        return False  # autograd refuses to save them, and would after a launch
     if not 2 <= x.dim() <= 5 or (running_mean is None) is not (running_var is None):
         return False
     if running_mean is None and not norm.training:
@@ -82,6 +89,7 @@ def suits_kernels(
     return (
         (x.dtype is torch.float32 or x.dtype in HALF)
         and x.numel() > 0
+        and x.shape[1] * (x.shape[0] if norm.instances else 1) <= CHANNELS_LIMIT
         and not x.is_neg()
         and isinstance(norm.eps, (float, int))
         and norm.eps > 0

@@ -15,9 +15,9 @@ from .backend import WITHOUT_TRITON
 from .checks import HALF, refuse_scripting
 from .functional import leaky_relu, prelu
 from .layout import Norm
-from .norm_checks import check_pair, check_slope, suits_kernels
+from .norm_checks import check_slope, check_vectors, suits_kernels
 from .recorded import is_traced
-from .route import PLAIN_TYPES, Route, as_plain, is_small, route
+from .route import Route, as_plain, is_small, route
 
 if WITHOUT_TRITON is None:
     from . import launch_norm
@@ -59,15 +59,15 @@ def batch_norm_prelu(
         running_mean: shape ``(C,)``; updated if `training`, else the mean to subtract.
         running_var: the same for the variance. In training both may be None.
         weight: the factor :math:`\gamma` of each channel, shape ``(C,)``, or None for 1.
-        bias: the summand :math:`\beta` of each channel, shape ``(C,)``, or None for 0. Both are
-            of one dtype, as both running statistics are: the input's, or float32 beside a float16
-            or bfloat16 input.
+        bias: the summand :math:`\beta` of each channel, shape ``(C,)``, or None for 0. These and
+            the running statistics are of one dtype: the input's, or float32 beside a float16 or
+            bfloat16 input.
         training: normalise by the statistics of this batch and not by the running ones.
         momentum: how much of a new running statistic is this batch's.
         eps: what is added to the variance.
 
     Returns:
-        Shape ``(N, C, *)``, the input's dtype and, for a dense input, its memory layout.
+        Shape ``(N, C, *)``, the input's dtype, or autocast's, and for a dense input its layout.
 
     Raises:
         ValueError: one value per channel in training, one running statistic without the other, an
@@ -85,8 +85,8 @@ def batch_norm_prelu(
         return y
     x, slope, running_mean, running_var, weight, bias = map(_plain, given)
     slope = _checked_slope("batch_norm_prelu", x, slope)
-    check_pair("batch_norm_prelu", x, running_mean=running_mean, running_var=running_var)
-    check_pair("batch_norm_prelu", x, weight=weight, bias=bias)
+    vectors = {"running_mean": running_mean, "running_var": running_var}
+    check_vectors("batch_norm_prelu", x, **vectors, weight=weight, bias=bias)
     norm, running = Norm(training, False, eps), (running_mean, running_var)
     if _kernels_serve(x, slope, weight, bias, *running, norm, momentum):
         return _by_kernels(x, slope, weight, bias, *running, norm, momentum)
@@ -119,7 +119,7 @@ def instance_norm_prelu(
         eps: what is added to the variance.
 
     Returns:
-        Shape ``(N, C, *)``, the input's dtype.
+        Shape ``(N, C, *)``, the input's dtype, or autocast's.
 
     Raises:
         ValueError: one value per channel of a sample.
@@ -133,7 +133,7 @@ def instance_norm_prelu(
         return y
     x, slope, weight, bias = map(_plain, given)
     slope = _checked_slope("instance_norm_prelu", x, slope)
-    check_pair("instance_norm_prelu", x, weight=weight, bias=bias)
+    check_vectors("instance_norm_prelu", x, weight=weight, bias=bias)
     norm = Norm(True, True, eps)
     if _kernels_serve(x, slope, weight, bias, None, None, norm, 0.0):
         return _by_kernels(x, slope, weight, bias, None, None, norm, 0.0)
@@ -145,8 +145,7 @@ instance_norm_prelu.__prepare_scriptable__ = refuse_scripting  # type: ignore[at
 
 
 def _plain(value: Any) -> Any:
-    unusual = isinstance(value, Tensor) and type(value) not in PLAIN_TYPES
-    return as_plain(value) if unusual else value
+    return as_plain(value) if isinstance(value, Tensor) else value
 
 
 def _checked_slope(function: str, x: Tensor, slope: Any) -> Tensor | float:
