@@ -191,9 +191,9 @@ def _check_as_torch_prelu(input: Tensor, weight: Tensor, dim: int) -> None:
         raise RuntimeError(
             f"prelu: expected slopes as torch.prelu takes them beside a {kind} input: of its dtype "
             f"{dtype_name(input.dtype)}, one, or one for each channel along dim 1. Got "
-            f"{dtype_name(weight.dtype)} slopes of shape {tuple(weight.shape)} along dim {dim}. Convert "
-            f"the input first with {'.dequantize()' if input.is_quantized else '.to_dense()'}, or "
-            "the slopes."
+            f"{dtype_name(weight.dtype)} slopes of shape {tuple(weight.shape)} along dim {dim}. "
+            "Convert the input first with "
+            f"{'.dequantize()' if input.is_quantized else '.to_dense()'}, or the slopes."
         )
 
 

@@ -51,8 +51,8 @@ def check_vectors(function: str, x: Tensor, **vectors: Any) -> None:
             )
         if given.dtype not in allowed:
             raise RuntimeError(
-                f"{function}: expected scalar type {' or '.join(map(dtype_name, allowed))} but "
-                f"found {dtype_name(given.dtype)} for {name}. {', '.join(vectors)} have one dtype, "
+                f"{function}: expected scalar type {dtype_name(allowed[0])} but found "
+                f"{dtype_name(given.dtype)} for {name}. {', '.join(vectors)} have one dtype, "
                 "the input's or float32 beside a half-precision input: cast with .to(dtype)."
             )
         allowed = (given.dtype,)

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from support import MARGIN, assert_same, id_of, norm_call
+from support import MARGIN, assert_same, id_of, norm_call, randn
 from test_guards import shuffle  # noqa: F401, a fixture
 from test_norm import PARTS, SHAPE, part
 
+import prelu_gpu
 from prelu_gpu.launch_norm import norm_prelu_backward, norm_prelu_forward
 from prelu_gpu.rules import Kind
 from prelu_gpu.run import execute, intercepting
@@ -174,16 +175,28 @@ def test_given_statistics_do_not_change(device):
     assert torch.equal(running[1], call.running_var)
 
 
-def test_tensors_with_the_negative_bit_and_parameters_that_are_not_contiguous(device):
+def test_gradients_with_the_negative_bit_and_slopes_that_are_not_contiguous(device):
+    """PyTorch's operators serve other tensors of these kinds."""
     call = norm_call((3, 4, 5), torch.float32, device)
     expected = call.results()
-    strided = {
-        name: torch.stack([getattr(call, name)] * 2, 1)[:, 0]
-        for name in ("slope", "weight", "bias")
-    }
-    assert_same_results(call._replace(**strided).results(), expected)
-    negated = {
-        name: torch._neg_view(-getattr(call, name))
-        for name in ("x", "grad_y", "slope", "weight", "bias")
-    }
-    assert_same_results(call._replace(**negated).results(), expected)
+    slope = torch.stack([call.slope] * 2, 1)[:, 0]
+    negated = torch._neg_view(-call.grad_y)
+    assert_same_results(call._replace(slope=slope, grad_y=negated).results(), expected)
+
+
+def test_running_statistics_forget_the_old_ones_where_momentum_is_one(device):
+    """Their rounding, too: it would be all of a small variance."""
+    x = randn((64, 4, 8, 8), torch.float32, device) * 3e-4
+    running_mean, running_var = (torch.full((4,), 1e4, device=device) for _ in range(2))
+    prelu_gpu.batch_norm_prelu(x, 0.1, running_mean, running_var, training=True, momentum=1.0)
+    exact = x.double().var((0, 2, 3))
+    assert ((running_var - exact).abs() <= 1e-6 * exact).all()
+    assert ((running_mean - x.double().mean((0, 2, 3))).abs() <= 1e-6 * exact.sqrt()).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_parameters_of_many_samples_are_summed_by_one_more_launch(layout, device, force, launches):
+    force()
+    call = norm_call((70, 3, 4, 4), torch.float32, device, instances=True, layout=layout)
+    call.check()
+    assert launches[3:7] == [*launches[3:4], *["finish_gradients"] * 2, *launches[6:7]]
