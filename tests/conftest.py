@@ -132,6 +132,13 @@ def guarded_allocations(monkeypatch):
     guard.check()
 
 
+@pytest.fixture
+def unguarded_allocations(monkeypatch, guarded_allocations):
+    """Thousands of launches leave no canaries behind, and capture refuses to fill them."""
+    monkeypatch.setattr(launch, "torch", torch)
+    monkeypatch.setattr(launch_norm, "torch", torch)
+
+
 @pytest.fixture(autouse=True)
 def kernels_at_every_size():
     """On a GPU, too, where PyTorch's operator serves small inputs."""

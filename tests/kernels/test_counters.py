@@ -140,12 +140,6 @@ def test_the_last_program_finishes_where_that_is_shown_to_be_sound(
     assert make_plan(View(8, 64, 4096), 4, row).finish == finishes
 
 
-@pytest.fixture
-def unguarded_allocations(monkeypatch, guarded_allocations):
-    """Thousands of launches leave no canaries behind, and capture refuses to fill them."""
-    monkeypatch.setattr(launch, "torch", torch)
-
-
 @pytest.mark.gpu
 @pytest.mark.usefixtures("unguarded_allocations")
 @pytest.mark.parametrize("kind", SHAPES)

@@ -200,3 +200,18 @@ def test_parameters_of_many_samples_are_summed_by_one_more_launch(layout, device
     call = norm_call((70, 3, 4, 4), torch.float32, device, instances=True, layout=layout)
     call.check()
     assert launches[3:7] == [*launches[3:4], *["finish_gradients"] * 2, *launches[6:7]]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("unguarded_allocations")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=id_of)
+def test_a_thousand_repeats_and_the_memory_beside_the_results(layout, device):
+    call = norm_call((32, 64, 56, 56), torch.float16, device, slopes=1, layout=layout)
+    expected = call.results()
+    for _ in range(1000):
+        assert_same_results(call.results(), expected)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call.results()
+    # Beside y and grad_x there are tables, each of 2^18 numbers at most.
+    assert torch.cuda.max_memory_allocated() - before < 2 * call.x.nbytes + 2**22
