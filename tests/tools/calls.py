@@ -188,6 +188,7 @@ def normed(
     training: bool | None = True,
     bare: bool = False,
     frozen: bool = False,
+    number: bool = False,
 ) -> Tensor:
     """A norm with PReLU.
 
@@ -197,6 +198,7 @@ def normed(
         training: of a batch norm; None for an instance norm.
         bare: without parameters, running statistics and slopes: with a number for a slope.
         frozen: parameters and slopes need no gradient.
+        number: a number for a slope.
     """
     channels = x.shape[1]
     weight, bias, mean, variance = (
@@ -205,7 +207,7 @@ def normed(
     if weight is not None and bias is not None and not frozen:
         weight.requires_grad_(slope.requires_grad)
         bias.requires_grad_(slope.requires_grad)
-    slopes = 0.1 if bare else slope.detach() if frozen else slope
+    slopes = 0.1 if bare or number else slope.detach() if frozen else slope
     if training is None:
         return instance_norm_prelu(x, slopes, weight, bias)
     return batch_norm_prelu(x, slopes, mean, variance, weight, bias, training)
@@ -229,6 +231,7 @@ NORMS: dict[str, Function] = {
     "batch_norm_prelu, evaluation": functools.partial(normed, training=False),
     "batch_norm_prelu, frozen": functools.partial(normed, training=False, frozen=True),
     "instance_norm_prelu": functools.partial(normed, training=None),
+    "instance_norm_prelu, number": functools.partial(normed, training=None, number=True),
     "instance_norm_prelu, bare": functools.partial(normed, training=None, bare=True),
 }
 PATCHED: dict[str, Function] = {
@@ -309,11 +312,10 @@ def call_all(
         for entrance in entrances:
             if not takes(entrance, given):
                 continue
-            kinds = (
-                itertools.product(RULES, NEEDS)
-                if entrance in ("prelu", "batch_norm_prelu")
-                else [(RULES[0], NEEDS[0])]
-            )
+            kinds = [(RULES[0], NEEDS[0])]
+            if entrance in ("prelu", "batch_norm_prelu"):
+                # No rule has atomic sums of norms, or other rows.
+                kinds = [*itertools.product(RULES if entrance == "prelu" else RULES[:2], NEEDS)]
             for changed, needs in kinds:
                 with launches_go_to(functools.partial(noted, entrance), gpu, changed):
                     ENTRANCES[entrance](given, needs)

@@ -175,6 +175,9 @@ class Census:
         kinds = {(one.kernel, frozenset(one.dtypes))}
         if self.detail is Detail.EACH:
             kinds |= {(one.kernel, choice) for choice in one.choices | one.tile}
+            # Which tensors are not there together, too: a norm's launches differ in that, and sums.
+            there = tuple(dtype != "None" for dtype in one.dtypes)
+            kinds |= {(one.kernel, there, dict(one.constants).get("SUMS"))}
         else:
             kinds |= {(one.kernel, one.choices), (one.kernel, one.tile)}
         if self.detail is Detail.FULL:
