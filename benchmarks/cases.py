@@ -233,47 +233,34 @@ class Case:
             return [first_line(error)]
 
     def _norm_mistakes(self, inputs: Inputs) -> Iterator[str]:
-        """What is farther from PyTorch's operators in float64 than rounding explains.
-
-        Of the size of x, that is 4 roundings and 4e-6; of a sum, a rounding and 5e-6 of the sum of
-        its terms' sizes. Rounding may take an argument to the other side of PReLU's kink: slopes
-        are positive, so the output's sign says on which side it was.
-        """
         norm = self.norm_tensors(inputs.x.device)
-        exact_norm = norm.exact()
+        before = [tensor if tensor is None else tensor.clone() for tensor in norm[:2]]
         x, weight, grad_y = inputs
-        exact_x, exact_weight, exact_grad_y = map(_exact, inputs)
-        slopes = exact_weight.view(-1, *[1] * (x.dim() - 2))
+        instances = self.norm == "instance"
 
-        def follow(y: Tensor, norm: NormTensors, training: bool) -> tuple[Tensor, Tensor]:
-            z = self.normalize(exact_x, norm, training)
-            return z, torch.where(y.signbit(), slopes * z, z)
+        def mistakes(training: bool, y: Tensor, *others: Tensor | None) -> Iterator[str]:
+            results = dict(zip(reference.NORM_RESULTS, (y, *others), strict=False))
+            # Slopes are positive.
+            exact = reference.norm_exact(
+                *(~y.signbit(), grad_y, x, weight, norm.weight, norm.bias, *before),
+                training=training or instances,
+                instances=instances,
+                eps=1e-5,
+            )
+            return reference.norm_mistakes(results, exact)
 
         # The results get this memory, so that an element left unwritten is NaN.
         poison = [torch.full_like(x, math.nan) for _ in range(2)]
         del poison
         y = self.norm_prelu(x, weight, norm, True)
-        grad_x, *grads = torch.autograd.grad(y, (x, weight, *norm.parameters), grad_y)
-        z, exact_y = follow(y, exact_norm, True)
-        leaves = (z, exact_x, exact_weight, *exact_norm.parameters)
-        grad_z, exact_grad_x, *exact_grads = torch.autograd.grad(exact_y, leaves, exact_grad_y)
+        gradients = torch.autograd.grad(y, (x, weight, *norm.parameters), grad_y)
+        none = () if norm.parameters else (None, None)
+        yield from mistakes(True, y.detach(), *gradients, *none, *norm[:2])
+        before = list(norm[:2])
         with torch.no_grad():
-            terms = [torch.where(y.signbit(), exact_grad_y * z, 0.0)]
-            if norm.parameters:
-                scale, shift = (tensor.view_as(slopes) for tensor in exact_norm.parameters)
-                terms += [grad_z * (z - shift) / scale, grad_z]
-            yield from _differences("output", y, exact_y, 4, 4e-6)
-            yield from _differences("input gradient", grad_x, exact_grad_x, 4, 4e-6)
-            names = ("slope gradient", "weight gradient", "bias gradient")
-            for name, grad, exact, each in zip(names, grads, exact_grads, terms, strict=False):
-                sizes = each.abs().sum_to_size(slopes.shape).view_as(exact)
-                yield from _differences(name, grad, exact, 1, 5e-6 * sizes)
-            for name, ours, exact in zip(("mean", "variance"), norm, exact_norm, strict=False):
-                if ours is not None:
-                    yield from _differences(f"running {name}", ours, exact, 4, 1e-6)
             y = self.norm_prelu(x, weight, norm, False)
-            _, exact_y = follow(y, norm.exact(), False)
-            yield from _differences("without grad, output", y, exact_y, 4, 4e-6)
+        for mistake in mistakes(False, y):
+            yield f"without grad, {mistake}"
 
     def _activation(self, x: Tensor, weight: Tensor) -> Tensor:
         """Y by prelu_gpu; in place, a copy of x that is overwritten."""
@@ -304,16 +291,6 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().double().requires_grad_(tensor.requires_grad)
-
-
-def _differences(
-    what: str, actual: Tensor, exact: Tensor, roundings: int, beside: Tensor | float
-) -> Iterator[str]:
-    """Says which elements are farther off than so many roundings and what is given beside."""
-    tolerance = roundings * torch.finfo(actual.dtype).eps / 2 * exact.abs() + beside
-    wrong = ~((actual.double() - exact).abs() <= tolerance)
-    if wrong.any():
-        yield f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are wrong"
 
 
 def in_dtypes(case: Case) -> Iterator[Case]:

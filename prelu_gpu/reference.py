@@ -1,14 +1,26 @@
-"""PReLU in plain PyTorch: the formula, its gradients, and the error that rounding explains.
+"""PReLU, alone and behind a norm, in plain PyTorch: formulas, gradients, and rounding's error.
 
 Read this first. Everything else in this library computes the same faster; tests, benchmarks, demo
 and self-check compare with what stands here.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+NORM_RESULTS = {
+    "y": "output",
+    "grad_x": "input gradient",
+    "grad_slope": "slope gradient",
+    "grad_weight": "weight gradient",
+    "grad_bias": "bias gradient",
+    "running_mean": "running mean",
+    "running_var": "running variance",
+}
+"""What a norm with PReLU computes, in names and in words."""
 
 
 def prelu(x: Tensor, weight: Tensor, dim: int = 1) -> Tensor:
@@ -19,14 +31,14 @@ def prelu(x: Tensor, weight: Tensor, dim: int = 1) -> Tensor:
         weight: one slope, or one for each channel, or slopes of x's rank that broadcast.
         dim: the dimension of the channels.
     """
-    return torch.where(x > 0, x, _slopes(weight, x, dim) * x)
+    return torch.where(x > 0, x, _by_channel(weight, x, dim) * x)
 
 
 def prelu_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight, in their shapes."""
-    slopes = _slopes(weight, x, dim)
+    slopes = _by_channel(weight, x, dim)
     grad_x = torch.where(x > 0, grad_y, slopes * grad_y)
     grad_weight = _products(grad_y, x).sum_to_size(slopes.shape).reshape(weight.shape)
     return grad_x, grad_weight
@@ -55,7 +67,7 @@ def rounding(
             the root of the sum of squares is seven standard deviations. Products that underflow
             lose up to the smallest number, all toward 0.
     """
-    shape = _slopes(weight, x, dim).shape
+    shape = _by_channel(weight, x, dim).shape
     products = _products(grad_y.double(), x.double())
     # Squares of numbers up to 1 do not overflow.
     largest = products.abs().max().item() if products.numel() else 0.0
@@ -109,8 +121,138 @@ def mistakes(
         yield from _difference("slope gradient", grad_weight, exact, error, weight.dtype)
 
 
-def _slopes(weight: Tensor, x: Tensor, dim: int) -> Tensor:
-    """The slopes in a shape that broadcasts over x."""
+def norm_prelu(
+    x: Tensor,
+    slope: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    """PReLU behind the norm of Ioffe & Szegedy (2015, arXiv:1502.03167), over dimension 1.
+
+    The mean and the variance are those of each channel; with those of each channel of each sample
+    it is the norm of Ulyanov et al. (2016, arXiv:1607.08022). Both broadcast over x.
+    """
+    return prelu(_affine(_standard(x, mean, variance, eps), weight, bias), slope)
+
+
+class Exact(NamedTuple):
+    """A result in float64, and what it may become."""
+
+    value: Tensor
+    error: Tensor
+    """How far arithmetic in float32 may take it, before it is rounded."""
+    dtype: torch.dtype
+
+
+@torch.enable_grad()
+def norm_exact(
+    positive: Tensor,
+    grad_y: Tensor,
+    x: Tensor,
+    slope: Tensor | float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool,
+    instances: bool,
+    eps: float,
+    momentum: float = 0.1,
+) -> dict[str, Exact]:
+    """The results of a norm with PReLU that there are, by their names in NORM_RESULTS.
+
+    Args:
+        positive: where PReLU's computed argument is positive. Rounding may take a number next to 0
+            to the other side of the kink, where gradients are others: the exact ones follow there.
+            Of positive slopes, y tells: where its sign bit is not set.
+        grad_y: the output gradient, of the output's dtype.
+        x: the input.
+        slope: one slope, or one for each channel, or a number, which has no gradient.
+        weight: the factor of each channel, or None for 1.
+        bias: the summand of each channel, or None for 0.
+        running_mean: as it was before, or None.
+        running_var: as it was before, or None.
+        training: whether statistics are those of x, else the running ones.
+        instances: whether each sample has its own.
+        eps: what is added to the variance.
+        momentum: how much of a new running statistic is this batch's.
+    """
+    given = grad_y, x, slope, weight, bias, running_mean, running_var
+    ones = torch.ones(x.shape[1], dtype=torch.float64, device=x.device)
+    weight, bias = ones if weight is None else weight, 0 * ones if bias is None else bias
+    x, slope, weight, bias = (
+        torch.as_tensor(leaf, device=x.device).detach().double().requires_grad_()
+        for leaf in (x, slope, weight, bias)
+    )
+    grad_y = grad_y.double()
+    running = [t.double() for t in (running_mean, running_var) if t is not None]
+    if training:
+        dims = [d for d in range(x.dim()) if d != 1 and not (instances and d == 0)]
+        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    else:
+        mean, variance = (_by_channel(t, x, 1) for t in running)
+    standard = _standard(x, mean, variance, eps)
+    z = _affine(standard, weight, bias)
+    near = z.abs() <= 1e-5 * z.abs().max()
+    positive = torch.where(near, positive, z > 0)
+    y = torch.where(positive, z, _by_channel(slope, x, 1) * z)
+    grad_z, *gradients = torch.autograd.grad(y, (z, x, slope, weight, bias), grad_y)
+
+    # z is a sum, too: next to 0 it is as exact as its terms.
+    size = _affine(standard.abs(), weight.abs(), bias.abs())
+    terms = torch.where(positive, 0.0, grad_y * size), grad_z * standard, grad_z
+    sums = (
+        each.abs().sum_to_size(_by_channel(leaf, x, 1).shape).view_as(leaf)
+        for each, leaf in zip(terms, (slope, weight, bias), strict=True)
+    )
+    errors = [*(4e-6 * t.abs().max() for t in (y, gradients[0])), *(5e-6 * t for t in sums)]
+    if running and training:
+        summands = x.numel() / mean.numel()
+        new = mean.flatten(), variance.flatten() * summands / (summands - 1)
+        running = [torch.lerp(*pair, momentum) for pair in zip(running, new, strict=True)]
+        errors += [torch.full_like(running[0], 1e-6), 1e-6 * running[1]]
+    else:
+        errors += [torch.zeros_like(t) for t in running]
+    # Without running statistics these are fewer than the names.
+    exact = zip(NORM_RESULTS, (y, *gradients, *running), errors, given, strict=False)
+    return {
+        name: Exact(value.detach(), error.detach(), like.dtype)
+        for name, value, error, like in exact
+        if isinstance(like, Tensor)
+    }
+
+
+def norm_mistakes(
+    results: Mapping[str, Tensor | None], exact: Mapping[str, Exact]
+) -> Iterator[str]:
+    """What is wrong with computed results of a norm with PReLU, in words; None is not looked at.
+
+    The output and the input gradient may be off by four roundings and 4e-6 of the largest; sums
+    by one rounding and 5e-6 of the sum of their terms' sizes; running statistics by a rounding and
+    1e-6, the variance of itself. In an evaluation these stay as they are.
+    """
+    for name, actual in results.items():
+        if actual is not None:
+            value, error, dtype = exact[name]
+            roundings = 4 if name in ("y", "grad_x") else 1
+            tolerance = roundings * _one_rounding(value.abs(), dtype) + error
+            yield from _difference(NORM_RESULTS[name], actual, value, tolerance, dtype)
+
+
+def _standard(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    return (x - mean) / (variance + eps).sqrt()
+
+
+def _affine(standard: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return standard * _by_channel(weight, standard, 1) + _by_channel(bias, standard, 1)
+
+
+def _by_channel(weight: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Slopes, or another number of each channel, in a shape that broadcasts over x."""
     if weight.numel() == 1:
         return weight.reshape([1] * x.dim())
     if weight.dim() != 1:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prelu_gpu import composed, reference
 from prelu_gpu.launch_norm import Norm, norm_prelu_backward, norm_prelu_forward
+from prelu_gpu.reference import NORM_RESULTS
 
 GPU = torch.cuda.is_available()
 EMULATED = "PRELU_GPU_TEST_COMPILED" in os.environ
@@ -164,54 +164,18 @@ class NormCall(NamedTuple):
         """Where the kernels take PReLU's argument for positive: rounding may move the kink."""
         return (self.forward(slope=0.0, grad_y=self.grad_y.float())[0] > 0).contiguous()
 
-    def exact(self, positive):
-        """Results and, of the sums among them, the sums of their terms' sizes: in float64."""
-        # Contiguous: PyTorch's instance_norm of one sample in channels_last has a wrong gradient on
-        # the CPU (2.13).
-        x, weight, bias = (
-            None if t is None else t.detach().double().contiguous().requires_grad_()
-            for t in (self.x, self.weight, self.bias)
-        )
-        slope = torch.as_tensor(self.slope, dtype=torch.float64, device=x.device)
-        slope = slope.clone().requires_grad_()
-        running = [
-            None if t is None else t.double().clone() for t in (self.running_mean, self.running_var)
-        ]
-        dims = [-1 if d == 1 else 1 for d in range(x.dim())]
-        args = (True,) if self.norm.instances else (self.norm.training,)
-        norm = F.instance_norm if self.norm.instances else F.batch_norm
-        # Before the running statistics change.
-        given = [None if t is None else t.clone() for t in running]
-        with torch.no_grad():
-            standard = norm(x, *given, None, None, *args, self.momentum, self.norm.eps)
-        z = norm(x, *running, weight, bias, *args, self.momentum, self.norm.eps)
-        y = torch.where(positive, z, slope.view(dims) * z)
-        grad_y = self.grad_y.double().contiguous()
-        leaves = [t for t in (x, slope, weight, bias) if t is not None]
-        grad_z, *found = torch.autograd.grad(y, [z, *leaves], grad_y)
-        grads = iter(found)
-        grads = [None if t is None else next(grads) for t in (x, slope, weight, bias)]
-        z = z.detach()
-        others = [d for d in range(x.dim()) if d != 1]
-        # z is a sum, too: next to 0 it is as exact as its terms.
-        terms = [standard if weight is None else standard * weight.detach().view(dims)]
-        terms += [] if bias is None else [bias.detach().view(dims)]
-        z_size = sum(term.abs() for term in terms)
-        slope_terms = torch.where(positive, 0.0, grad_y.abs() * z_size)
-        sizes = {
-            "grad_slope": slope_terms.sum(others) if slope.numel() > 1 else slope_terms.sum(),
-            "grad_weight": (grad_z * standard).abs().sum(others),
-            "grad_bias": grad_z.abs().sum(others),
-        }
-        results = (y.detach(), *grads, *running)
-        return dict(zip(NORM_RESULTS, results, strict=True)), sizes, z
+    def exact(self):
+        """Results in float64."""
+        arguments = self.grad_y, self.x, self.slope, self.weight, self.bias
+        running = self.running_mean, self.running_var
+        options = {**self.norm._asdict(), "momentum": self.momentum}
+        return reference.norm_exact(self.positive(), *arguments, *running, **options)
 
     def check(self, results=None):
-        """That results are those of PyTorch in float64, up to what rounding explains."""
+        """That results are those of the reference, up to what rounding explains."""
         results = self.results() if results is None else results
-        positive = self.positive()
-        exact, sizes, z = self.exact(positive)
-        assert ((z > 0) == positive)[z.abs() > 1e-5 * z.abs().max()].all()
+        wanted = (True, *self.needed, *(t is not None for t in self[5:7]))
+        assert tuple(results[name] is not None for name in NORM_RESULTS) == wanted
         strides = [torch.empty_like(self.x).stride()]
         if self.norm.instances:
             # As PyTorch's, where samples do not follow one another.
@@ -219,36 +183,7 @@ class NormCall(NamedTuple):
         for name in ("y", "grad_x"):
             if results[name] is not None:
                 assert results[name].stride() in strides, name
-        needed = dict(zip(NORM_RESULTS[1:5], self.needed, strict=True))
-        dtypes = {
-            "y": self.grad_y.dtype,
-            "grad_x": self.x.dtype,
-            "grad_slope": getattr(self.slope, "dtype", None),
-            "grad_weight": getattr(self.weight, "dtype", None),
-            "grad_bias": getattr(self.bias, "dtype", None),
-        }
-        for name, right in exact.items():
-            found = results[name]
-            if right is None or not needed.get(name, True):
-                assert found is None, name
-                continue
-            assert found.dtype == dtypes.get(name, torch.float32), name
-            rounding = torch.finfo(found.dtype).eps / 2 * right.abs()
-            if name in sizes:
-                assert found.shape == self._asdict()[name.removeprefix("grad_")].shape
-                tolerance = rounding + 5e-6 * sizes[name].view(found.shape)
-            elif name.startswith("running"):
-                tolerance = 1e-6 * right.abs() + (1e-6 if name == "running_mean" else 0)
-            else:
-                tolerance = 4 * rounding + 4e-6 * right.abs().max()
-            error = (found.double() - right.view(found.shape)).abs()
-            assert (error <= tolerance).all(), f"{name}: {(error / tolerance).max():.2f} too far"
-
-
-NORM_RESULTS = (
-    *("y", "grad_x", "grad_slope", "grad_weight", "grad_bias"),
-    *("running_mean", "running_var"),
-)
+        assert not (mistakes := list(reference.norm_mistakes(results, self.exact()))), mistakes
 
 
 def norm_call(
