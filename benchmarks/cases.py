@@ -8,7 +8,7 @@ PReLU behind it; "curve", sizes from 2^10 to 2^28 elements; "awkward", what kern
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,10 +71,6 @@ class NormTensors(NamedTuple):
     def parameters(self) -> tuple[Tensor, ...]:
         """Those that a backward gives gradients of."""
         return tuple(tensor for tensor in self[2:] if tensor is not None)
-
-    def exact(self) -> "NormTensors":
-        """The same in float64."""
-        return NormTensors(*(tensor if tensor is None else _exact(tensor) for tensor in self))
 
 
 @dataclass(frozen=True)
@@ -238,8 +234,10 @@ class Case:
         x, weight, grad_y = inputs
         instances = self.norm == "instance"
 
-        def mistakes(training: bool, y: Tensor, *others: Tensor | None) -> Iterator[str]:
-            results = dict(zip(reference.NORM_RESULTS, (y, *others), strict=False))
+        def mistakes(
+            training: bool, before: Sequence[Tensor | None], *computed: Tensor | None
+        ) -> Iterator[str]:
+            results = dict(zip(reference.NORM_RESULTS, computed, strict=False))
             # Slopes are positive.
             exact = reference.norm_exact(
                 *(~y.signbit(), grad_y, x, weight, norm.weight, norm.bias, *before),
@@ -255,11 +253,10 @@ class Case:
         y = self.norm_prelu(x, weight, norm, True)
         gradients = torch.autograd.grad(y, (x, weight, *norm.parameters), grad_y)
         none = () if norm.parameters else (None, None)
-        yield from mistakes(True, y.detach(), *gradients, *none, *norm[:2])
-        before = list(norm[:2])
+        yield from mistakes(True, before, y.detach(), *gradients, *none, *norm[:2])
         with torch.no_grad():
             y = self.norm_prelu(x, weight, norm, False)
-        for mistake in mistakes(False, y):
+        for mistake in mistakes(False, norm[:2], y):
             yield f"without grad, {mistake}"
 
     def _activation(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -287,10 +284,6 @@ class Case:
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.clone().requires_grad_()
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
 
 def in_dtypes(case: Case) -> Iterator[Case]:

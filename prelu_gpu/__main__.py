@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from . import (
     __version__,
     backend,
+    batch_norm_prelu,
     enabled,
     get_kernel_threshold,
+    instance_norm_prelu,
     kernel_threshold,
     leaky_relu,
     prelu,
@@ -48,7 +50,8 @@ def main() -> int:
                 continue
             wrong = _self_check(device, dtype, overridden=not left)
             failed |= wrong is not None
-            print(f"  self-check  {str(dtype).removeprefix('torch.'):10}{wrong or 'ok'}")
+            right = "ok" if _checks_norms(device, dtype) else "ok, without norms"
+            print(f"  self-check  {str(dtype).removeprefix('torch.'):10}{wrong or right}")
     return int(failed)
 
 
@@ -89,26 +92,37 @@ def _device_name(device: torch.device) -> str:
 
 def _self_check(device: torch.device, dtype: torch.dtype, *, overridden: bool) -> str | None:
     """What is wrong on `device`; None if all is right. torch.prelu too, where it is overridden."""
+    checks = {
+        "prelu": _mistakes(prelu, True, device, dtype),
+        "leaky_relu": _mistakes(_leaky_relu, False, device, dtype),
+        "leaky_relu in place": _mistakes(_leaky_relu_in_place, False, device, dtype),
+    }
+    if overridden:
+        checks["torch.prelu"] = _overridden_mistakes(device, dtype)
+    if _checks_norms(device, dtype):
+        checks["batch_norm_prelu"] = _norm_mistakes(True, False, device, dtype)
+        checks["batch_norm_prelu in evaluation"] = _norm_mistakes(False, False, device, dtype)
+        checks["instance_norm_prelu"] = _norm_mistakes(True, True, device, dtype)
     # The kernels are checked, on tensors for which PyTorch's operator would do.
     with kernel_threshold(0):
-        for name, function, learned in (
-            ("prelu", prelu, True),
-            ("leaky_relu", _leaky_relu, False),
-            ("leaky_relu in place", _leaky_relu_in_place, False),
-        ):
-            if wrong := _mistake(function, learned, device, dtype):
-                return f"{name}: {wrong}"
-        if overridden:
-            with enabled(device.type):
-                if wrong := _mistake(torch.prelu, True, device, dtype):
-                    return f"torch.prelu: {wrong}"
+        for name, mistakes in checks.items():
+            try:
+                for mistake in mistakes:
+                    return f"{name}: wrong {mistake}"
+            except Exception as error:
+                return f"{name}: failed: {type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
-def _mistake(
+def _checks_norms(device: torch.device, dtype: torch.dtype) -> bool:
+    """PyTorch's operators round a norm's output to half precision before PReLU."""
+    return dtype.itemsize > 2 or backend.has_kernels(device)
+
+
+def _mistakes(
     function: Callable[..., Tensor], learned: bool, device: torch.device, dtype: torch.dtype
-) -> str | None:
-    """What is wrong with `function`; None if it is right.
+) -> Iterator[str]:
+    """What is wrong with `function`.
 
     It is called with the input and, `learned`, with slopes; else its slope is NEGATIVE_SLOPE.
     """
@@ -120,12 +134,9 @@ def _mistake(
         if learned:
             weight = torch.rand(slopes, generator=generator).to(dtype)
         leaves = [t.to(device).requires_grad_() for t in ((x, weight) if learned else (x,))]
-        try:
-            y = function(*leaves)
-            gradients = torch.autograd.grad(y, leaves, grad_y.to(device))
-        except Exception as error:
-            return f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
-        for mistake in reference.mistakes(
+        y = function(*leaves)
+        gradients = torch.autograd.grad(y, leaves, grad_y.to(device))
+        yield from reference.mistakes(
             grad_y,
             x,
             weight,
@@ -133,9 +144,53 @@ def _mistake(
             grad_x=gradients[0].cpu(),
             grad_weight=gradients[1].cpu() if learned else None,
             products_in=None if backend.has_kernels(device) else dtype,
-        ):
-            return f"wrong {mistake}"
-    return None
+        )
+
+
+def _overridden_mistakes(device: torch.device, dtype: torch.dtype) -> Iterator[str]:
+    with enabled(device.type):
+        mistakes = [*_mistakes(torch.prelu, True, device, dtype)]
+    yield from mistakes
+
+
+def _norm_mistakes(
+    training: bool, instances: bool, device: torch.device, dtype: torch.dtype
+) -> Iterator[str]:
+    """What is wrong with a norm with PReLU."""
+    generator = torch.Generator().manual_seed(0)
+    # Short rows, long rows, columns: every kind of kernel.
+    for shape, layout in (
+        ((2, 6, 7, 5), torch.contiguous_format),
+        ((2, 3, 64, 128), torch.contiguous_format),
+        ((2, 6, 7, 5), torch.channels_last),
+    ):
+        x, grad_y = (
+            t.to(dtype).contiguous(memory_format=layout)
+            for t in torch.randn(2, *shape, generator=generator)
+        )
+        # Positive, so that the output's sign is that of the norm's.
+        slope, weight, bias, mean, variance = (
+            torch.rand(5, shape[1], generator=generator).add(0.1).to(dtype)
+        )
+        leaves = [t.to(device).requires_grad_() for t in (x, slope, weight, bias)]
+        before: tuple[Tensor, ...] = () if instances else (mean, variance)
+        running = [t.to(device, copy=True) for t in before]
+        if instances:
+            y = instance_norm_prelu(*leaves)
+        else:
+            y = batch_norm_prelu(
+                *(leaves[0], leaves[1], running[0], running[1], leaves[2], leaves[3], training)
+            )
+        computed = y, *torch.autograd.grad(y, leaves, grad_y.to(device)), *running
+        results = [t.detach().cpu() for t in computed]
+        exact = reference.norm_exact(
+            *(~results[0].signbit(), grad_y, x, slope, weight, bias, *before),
+            training=training,
+            instances=instances,
+            eps=1e-5,
+        )
+        named = zip(reference.NORM_RESULTS, results, strict=False)
+        yield from reference.norm_mistakes(dict(named), exact)
 
 
 def _leaky_relu(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 import contextlib
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 import prelu_gpu.__main__ as program
 from prelu_gpu import composed, get_kernel_threshold, reference
 from prelu_gpu.backend import Backend, has_kernels
+from prelu_gpu.run import execute, intercepting
 
 
 def test_reports_versions_backends_and_a_self_check(capsys):
@@ -80,6 +82,43 @@ def test_a_wrong_leaky_relu_is_told_in_every_dtype(wrong, words, monkeypatch, ca
     assert capsys.readouterr().out.count(words) == 4 * len(program._devices())
 
 
+@pytest.mark.parametrize(
+    ("kernel", "result", "words"),
+    [
+        ("plane_norm_forward", "y_ptr", "wrong output"),
+        ("column_norm_forward", "y_ptr", "wrong output"),
+        ("plane_norm_backward", "grad_x_ptr", "wrong input gradient"),
+        ("column_norm_backward", "grad_x_ptr", "wrong input gradient"),
+        ("finish_gradients", "grad_slope_ptr", "wrong slope gradient"),
+        ("finish_gradients", "grad_weight_ptr", "wrong weight gradient"),
+        ("finish_gradients", "grad_bias_ptr", "wrong bias gradient"),
+        ("finish_moments", "running_var_ptr", "wrong running variance"),
+    ],
+)
+def test_a_wrong_norm_kernel_is_told(kernel, result, words, force, monkeypatch, capsys):
+    force()  # with a GPU's tilings, both kinds of kernel
+
+    def wrong(call, values):
+        execute(call, values)
+        if call.kernel.__name__ == kernel and values[result] is not None:
+            values[result].mul_(1.02)
+
+    monkeypatch.setattr(program, "_mistakes", lambda *_: iter(()))  # PReLU alone takes its time
+    with intercepting(wrong):
+        assert program.main() == 1
+    said = capsys.readouterr().out
+    name = r"(batch_norm_prelu( in evaluation)?|instance_norm_prelu): "
+    served = [device for device in program._devices() if has_kernels(device)]
+    assert len(re.findall(name + words, said)) == 3 * len(served)
+
+
+def test_without_kernels_norms_in_half_precision_are_not_checked(no_kernels, capsys):
+    program.main()
+    said = capsys.readouterr().out
+    assert "self-check  float16   ok, without norms" in said
+    assert "self-check  float32   ok\n" in said
+
+
 def test_the_self_check_is_of_what_enable_makes_of_torch_prelu_too(monkeypatch, capsys):
     @contextlib.contextmanager
     def enabled(device_type):
@@ -102,9 +141,10 @@ def test_the_self_check_is_of_kernels_though_its_tensors_are_small(launches, thr
     assert program.main() == 0
     served = [device for device in program._devices() if has_kernels(device)]
     for direction in ("_forward", "_backward"):
-        ours = [name for name in launches if name.endswith(direction)]
-        assert len(ours) == len(served) * 3 * 4 * 4, (
-            "three shapes, four dtypes, two functions, one of them in place too, and torch.prelu"
+        ours = [name for name in launches if name.endswith(direction) and "norm" not in name]
+        assert len(ours) == len(served) * 3 * (4 * 4 + 3), (
+            "three shapes, four dtypes, two functions, one of them in place too, and torch.prelu; "
+            "and behind three norms in float64, which are PyTorch's"
         )
     assert get_kernel_threshold() == 2**22
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import DTYPES, backward, id_of, randn
 
 from prelu_gpu import reference
@@ -126,3 +127,107 @@ def test_whole_numbers_leave_a_sum_no_room():
     one_less = torch.tensor([1.0 - 2**22])
     assert list(reference.mistakes(*arguments, grad_weight=one_less)) == []
     assert list(reference.mistakes(*arguments, grad_weight=one_less, whole_numbers=True))
+
+
+# Norms
+
+NORMS = {
+    "batch": {"training": True, "instances": False},
+    "evaluation": {"training": False, "instances": False},
+    "instance": {"training": True, "instances": True},
+}
+norms = pytest.mark.parametrize("norm", NORMS)
+
+
+def norm_arguments(norm, dtype=torch.float32):
+    """From grad_y to the running variance, as they follow one another; slopes are positive."""
+    x, grad_y = (randn(SHAPE, dtype, "cpu", seed) for seed in (0, 1))
+    slope, weight, bias, mean, variance = randn((5, 5), dtype, "cpu", seed=2).abs() + 0.1
+    running = (None, None) if norm == "instance" else (mean, variance)
+    return grad_y, 2 * x + 0.5, slope, weight, bias, *running
+
+
+def norm_by_pytorch(norm, grad_y, x, slope, weight, bias, mean, variance):
+    """The results of PyTorch's operators in float64, each in the dtype of what it belongs to."""
+    given = grad_y, x, slope, weight, bias, mean, variance
+    grad_y, *leaves, mean, variance = (t if t is None else t.double() for t in given)
+    x, slope, weight, bias = leaves = [leaf.requires_grad_() for leaf in leaves]
+    if norm == "instance":
+        z = F.instance_norm(x, weight=weight, bias=bias)
+    else:
+        mean, variance = mean.clone(), variance.clone()
+        z = F.batch_norm(x, mean, variance, weight, bias, norm == "batch")
+    y = F.prelu(z, slope)
+    found = y.detach(), *torch.autograd.grad(y, leaves, grad_y), mean, variance
+    return {
+        name: result if result is None else result.to(like.dtype)
+        for name, result, like in zip(reference.NORM_RESULTS, found, given, strict=True)
+    }
+
+
+@norms
+def test_the_norms_meaning_is_that_of_pytorchs_operators_in_float64(norm):
+    arguments = norm_arguments(norm, torch.float64)
+    expected = norm_by_pytorch(norm, *arguments)
+    _, x, slope, weight, bias, mean, variance = arguments
+    if norm == "evaluation":
+        mean, variance = (t[:, None] for t in (mean, variance))
+    else:
+        variance, mean = torch.var_mean(
+            x, (2,) if norm == "instance" else (0, 2), correction=0, keepdim=True
+        )
+    y = reference.norm_prelu(x, slope, weight, bias, mean, variance, 1e-5)
+    torch.testing.assert_close(y, expected["y"])
+    exact = reference.norm_exact(y > 0, *arguments, eps=1e-5, **NORMS[norm])
+    assert exact.keys() == {name for name, result in expected.items() if result is not None}
+    for name, (value, _, _) in exact.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@norms
+@pytest.mark.parametrize("dtype", DTYPES, ids=id_of)
+def test_right_norms_have_no_mistake_and_each_mistake_is_named(dtype, norm):
+    arguments = norm_arguments(norm, dtype)
+    right = norm_by_pytorch(norm, *arguments)
+    exact = reference.norm_exact(~right["y"].signbit(), *arguments, eps=1e-5, **NORMS[norm])
+    assert not [*reference.norm_mistakes(right, exact)]
+    for name, result in right.items():
+        if result is not None:
+            words = reference.NORM_RESULTS[name]
+            for spoilt in (result * 1.03, result * torch.nan, result.flatten()[:-1]):
+                (mistake,) = reference.norm_mistakes({**right, name: spoilt}, exact)
+                assert mistake.startswith(f"{words}: ")
+
+
+@pytest.mark.parametrize("name", ["y", "grad_x"])
+def test_one_wrong_element_of_a_norm_is_found(name):
+    arguments = norm_arguments("batch")
+    exact = reference.norm_exact(arguments[1] > 0, *arguments, eps=1e-5, **NORMS["batch"])
+    wrong = norm_by_pytorch("batch", *arguments)[name].clone()
+    wrong[1, 2, 3] += 1e-5 * wrong.abs().max()
+    (mistake,) = reference.norm_mistakes({name: wrong}, exact)
+    assert "1 of 210 elements are wrong, the first at (1, 2, 3)" in mistake
+
+
+def test_gradients_follow_the_computed_side_of_the_kink_only_next_to_it():
+    x = torch.tensor([[1e-7], [-1e-7], [0.5], [-0.5]])
+    one, zero = torch.ones(1), torch.zeros(1)
+    arguments = torch.ones(4, 1), x, 0.25, one, zero, zero, one
+    for positive, expected in (
+        (x > 0, [1.0, 0.25, 1.0, 0.25]),
+        (x < 0, [0.25, 1.0, 1.0, 0.25]),
+    ):
+        exact = reference.norm_exact(positive, *arguments, eps=0.0, **NORMS["evaluation"])
+        assert exact["grad_x"].value.flatten().tolist() == expected
+        assert "grad_slope" not in exact, "a number has no gradient"
+
+
+def test_a_norm_without_parameters_has_those_of_1_and_0():
+    grad_y, x, slope, weight, bias, *running = norm_arguments("batch")
+    given = grad_y, x, slope, torch.ones_like(weight), torch.zeros_like(bias), *running
+    right = norm_by_pytorch("batch", *given)
+    exact = reference.norm_exact(
+        ~right["y"].signbit(), grad_y, x, slope, None, None, *running, eps=1e-5, **NORMS["batch"]
+    )
+    assert exact.keys() == right.keys() - {"grad_weight", "grad_bias"}
+    assert not [*reference.norm_mistakes({name: right[name] for name in exact}, exact)]
