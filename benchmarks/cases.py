@@ -235,9 +235,9 @@ class Case:
         instances = self.norm == "instance"
 
         def mistakes(
-            training: bool, before: Sequence[Tensor | None], *computed: Tensor | None
+            training: bool, before: Sequence[Tensor | None], y: Tensor, *others: Tensor | None
         ) -> Iterator[str]:
-            results = dict(zip(reference.NORM_RESULTS, computed, strict=False))
+            results = dict(zip(reference.NORM_RESULTS, (y, *others), strict=False))
             # Slopes are positive.
             exact = reference.norm_exact(
                 *(~y.signbit(), grad_y, x, weight, norm.weight, norm.bias, *before),

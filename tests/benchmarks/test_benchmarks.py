@@ -329,8 +329,9 @@ def test_providers_compute_a_norm_and_prelu(case, device, monkeypatch):
     names = ["prelu_gpu", "eager", "unfused", *(["compile"] if case is NORMS[0] else [])]
     for op, name in itertools.product(("inference", "step"), names):
         sets = [case.inputs(device) for _ in range(2)]
-        exact = [t if t is None else t.detach().double() for t in drawn]
-        exact = type(drawn)(*exact[:2], *(t and t.requires_grad_() for t in exact[2:]))
+        exact = type(drawn)(*(t if t is None else t.detach().double() for t in drawn))
+        for parameter in exact.parameters:
+            parameter.requires_grad_()
         x, weight, grad_y = (t.detach().double().requires_grad_() for t in sets[1])
         slope = sets[0].weight.double() if op == "inference" else weight
         y = reference.prelu(case.normalize(x, exact, op != "inference"), slope)
