@@ -86,12 +86,8 @@ def test_a_wrong_leaky_relu_is_told_in_every_dtype(wrong, words, monkeypatch, ca
     ("kernel", "result", "words"),
     [
         ("plane_norm_forward", "y_ptr", "wrong output"),
-        ("column_norm_forward", "y_ptr", "wrong output"),
-        ("plane_norm_backward", "grad_x_ptr", "wrong input gradient"),
         ("column_norm_backward", "grad_x_ptr", "wrong input gradient"),
         ("finish_gradients", "grad_slope_ptr", "wrong slope gradient"),
-        ("finish_gradients", "grad_weight_ptr", "wrong weight gradient"),
-        ("finish_gradients", "grad_bias_ptr", "wrong bias gradient"),
         ("finish_moments", "running_var_ptr", "wrong running variance"),
     ],
 )
