@@ -21,6 +21,10 @@ with warnings.catch_warnings():
     if "PRELU_GPU_TEST_COMPILED" not in os.environ and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
 
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The processes share the cores: threads that wait for each other would take most of them.
+        torch.set_num_threads(1)
+
     from support import CANARY, EMULATED, GPU, MARGIN, randn
 
     from prelu_gpu import backend, kernel_threshold, launch, launch_norm

@@ -127,7 +127,8 @@ def test_the_self_check_is_of_what_enable_makes_of_torch_prelu_too(monkeypatch, 
     assert "wrong output" in capsys.readouterr().out
 
 
-def test_where_there_are_no_kernels_enable_leaves_torch_prelu(no_kernels, capsys):
+def test_where_there_are_no_kernels_enable_leaves_torch_prelu(no_kernels, monkeypatch, capsys):
+    monkeypatch.setattr(program, "_self_check", lambda *_, **__: None)  # it takes its time
     program.main()
     assert "enable()    leaves torch.prelu as it is" in capsys.readouterr().out
 
@@ -148,5 +149,6 @@ def test_the_self_check_is_of_kernels_though_its_tensors_are_small(launches, thr
 def test_the_size_below_which_pytorchs_operator_serves_is_told(monkeypatch, threshold, capsys):
     threshold(4321)
     monkeypatch.setattr(program.backend, "backend_of", lambda device: Backend.TRITON)
+    monkeypatch.setattr(program, "_self_check", lambda *_, **__: None)  # it takes its time
     program.main()
     assert "PyTorch operators below 4321 elements" in capsys.readouterr().out
