@@ -95,7 +95,6 @@ def walk_columns(
     grad_y_ptr,
     result_ptr,
     coefficients,
-    correction,
     rows,
     vectors,
     remainder,
@@ -124,15 +123,7 @@ def walk_columns(
         if grad_y_ptr is not None:
             grad_y_rows = row_pointers(grad_y_ptr, row, grad_y_outer_gap, V)
         shares = TILE(
-            x_rows,
-            grad_y_rows,
-            result_ptr,
-            as_rows(coefficients),
-            as_rows(correction),
-            offsets,
-            mask,
-            COMPUTE,
-            EXPANDED,
+            x_rows, grad_y_rows, result_ptr, as_rows(coefficients), offsets, mask, COMPUTE, EXPANDED
         )
         tile_sums = add_rows(tile_sums, shares, HELD, ROWS, BLOCK)
 
@@ -140,15 +131,7 @@ def walk_columns(
         if row_split == row_splits - 1:
             offsets, mask = remainder_offsets(rows, vectors, remainder, column, V)
             shares = TILE(
-                x_ptr,
-                grad_y_ptr,
-                result_ptr,
-                coefficients,
-                correction,
-                offsets,
-                mask,
-                COMPUTE,
-                EXPANDED,
+                x_ptr, grad_y_ptr, result_ptr, coefficients, offsets, mask, COMPUTE, EXPANDED
             )
             remainder_sums = add(remainder_sums, shares)
 
@@ -192,7 +175,6 @@ def column_forward(
         None,
         y_ptr,
         (weight,),
-        (),
         rows,
         vectors,
         remainder,
@@ -251,7 +233,6 @@ def column_backward(
         grad_y_ptr,
         grad_x_ptr,
         (weight,),
-        (),
         rows,
         vectors,
         remainder,

@@ -5,8 +5,10 @@ float32; a store rounds once. A mask of None means that the whole tile exists.
 
 What PReLU is applied to is x itself, or a norm of x: its `coefficients` tell, by their number.
 
-    (weight,)                       z = x
-    (weight, scale, shift, mean)    z = (x - mean) * scale + shift
+    (weight,)                                       z = x
+    (weight, scale, shift, mean)                    z = (x - mean) * scale + shift
+    (weight, scale, shift, mean, slant, offset)     the same; to the gradient of x the last two add
+                                                    what x has done to the statistics
 
 A tile function has the parameters of `forward_tile` and gives a tuple of tensors, its shares of
 sums over all tiles. The kernels that walk over tiles (plane.py, column.py) take it as a constant.
@@ -69,15 +71,12 @@ def argument(centred, coefficients):
 
 
 @triton.jit
-def grad_argument(grad_z, centred, coefficients, correction):
-    """The gradient of x by that of PReLU's argument.
-
-    The correction, (slant, offset), is what x has done to the statistics; () where they are fixed.
-    """
-    if len(correction) > 0:
-        fixed = tl.fma(centred, correction[0], correction[1])
+def grad_argument(grad_z, centred, coefficients):
+    """The gradient of x by that of PReLU's argument."""
+    if len(coefficients) == 6:
+        fixed = tl.fma(centred, coefficients[4], coefficients[5])
         grad_z = tl.fma(grad_z, coefficients[1], fixed)
-    elif len(coefficients) > 1:
+    elif len(coefficients) == 4:
         grad_z = grad_z * coefficients[1]
     return grad_z
 
@@ -88,7 +87,6 @@ def forward_tile(
     grad_y_ptr,
     y_ptr,
     coefficients,
-    correction,
     offsets,
     mask,
     COMPUTE: tl.constexpr,
@@ -107,7 +105,6 @@ def backward_tile(
     grad_y_ptr,
     grad_x_ptr,
     coefficients,
-    correction,
     offsets,
     mask,
     COMPUTE: tl.constexpr,
@@ -133,7 +130,7 @@ def backward_tile(
     z = argument(centred, coefficients)
     grad_z = prelu_grad_x(grad_y, z, coefficients[0])
     if grad_x_ptr is not None:
-        grad_x = grad_argument(grad_z, centred, coefficients, correction)
+        grad_x = grad_argument(grad_z, centred, coefficients)
         tl.store(grad_x_ptr, grad_x, mask)
     if len(coefficients) == 1:
         shares = (prelu_grad_weight(grad_y, z),)

@@ -32,25 +32,19 @@ RUNNING_VAR = tl.constexpr(6)
 
 
 @triton.jit
-def load_coefficients(table_ptr, channel, channels):
-    """The coefficients of formula.py."""
-    return (
+def load_coefficients(table_ptr, correction_ptr, channel, channels):
+    """The coefficients of formula.py; without a correction where its pointer is None."""
+    coefficients = (
         tl.load(table_ptr + SLOPE * channels + channel),
         tl.load(table_ptr + SCALE * channels + channel),
         tl.load(table_ptr + SHIFT * channels + channel),
         tl.load(table_ptr + MEAN * channels + channel),
     )
-
-
-@triton.jit
-def load_correction(correction_ptr, channel, channels):
-    """(slant, offset) of channels; () where there is no correction."""
-    if correction_ptr is None:
-        correction = ()
-    else:
+    if correction_ptr is not None:
         slant = tl.load(correction_ptr + channel)
-        correction = (slant, tl.load(correction_ptr + channels + channel))
-    return correction
+        offset = tl.load(correction_ptr + channels + channel)
+        coefficients = coefficients + (slant, offset)
+    return coefficients
 
 
 @triton.jit
@@ -59,7 +53,6 @@ def moments_tile(
     grad_y_ptr,
     result_ptr,
     coefficients,
-    correction,
     offsets,
     mask,
     COMPUTE: tl.constexpr,

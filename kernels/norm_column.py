@@ -11,7 +11,6 @@ from .column import columns_of_program, rows_of_program, walk_columns
 from .formula import backward_tile, forward_tile, load
 from .norm import (
     load_coefficients,
-    load_correction,
     median,
     moments_tile,
     store_moments,
@@ -59,7 +58,7 @@ def column_norm_forward(
     channel, all_channels = channels_of_samples(
         column // inner % channels, channels, sample_vectors
     )
-    coefficients = load_coefficients(table_ptr, channel, all_channels)
+    coefficients = load_coefficients(table_ptr, None, channel, all_channels)
     x_ptr = sample_start(x_ptr, sample_vectors, V)
     y_ptr = sample_start(y_ptr, sample_vectors, V)
     walk_columns(
@@ -69,7 +68,6 @@ def column_norm_forward(
         None,
         y_ptr,
         coefficients,
-        (),
         rows,
         vectors,
         remainder,
@@ -120,8 +118,7 @@ def column_norm_backward(
     channel, all_channels = channels_of_samples(
         column // inner % channels, channels, sample_vectors
     )
-    coefficients = load_coefficients(table_ptr, channel, all_channels)
-    correction = load_correction(correction_ptr, channel, all_channels)
+    coefficients = load_coefficients(table_ptr, correction_ptr, channel, all_channels)
     grad_y_ptr = sample_start(grad_y_ptr, sample_vectors, V)
     x_ptr = sample_start(x_ptr, sample_vectors, V)
     if grad_x_ptr is not None:
@@ -133,7 +130,6 @@ def column_norm_backward(
         grad_y_ptr,
         grad_x_ptr,
         coefficients,
-        correction,
         rows,
         vectors,
         remainder,
@@ -193,7 +189,6 @@ def column_moments(
         None,
         None,
         (about_columns,),
-        (),
         rows,
         vectors,
         remainder,
@@ -275,7 +270,7 @@ def partial_places(
         place = tl.arange(0, BLOCK // FOLDS)
         split = row_split * tl.num_programs(0) + tl.program_id(0)
         splits = row_splits.to(tl.int64) * tl.num_programs(0)
-        mask = place < row
+        mask = place < row  # all of them
     else:
         place = column % row
         split = row_split * (vectors * V // row) + column // row

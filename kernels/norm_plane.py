@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .formula import backward_tile, forward_tile
-from .norm import load_coefficients, load_correction, median, moments_tile, store_moments
+from .norm import load_coefficients, median, moments_tile, store_moments
 from .plane import program, row_bounds, row_pointer, walk_rows
 
 
@@ -26,7 +26,7 @@ def plane_norm_forward(
 ):
     """Reads x once, writes y once: PReLU behind a norm, whose table is norm.py's."""
     _, channel, _ = program()
-    coefficients = load_coefficients(table_ptr, channel, channels)
+    coefficients = load_coefficients(table_ptr, None, channel, channels)
     walk_rows(
         forward_tile,
         0,
@@ -34,7 +34,6 @@ def plane_norm_forward(
         None,
         y_ptr,
         coefficients,
-        (),
         outer,
         channels,
         inner,
@@ -80,8 +79,7 @@ def plane_norm_backward(
     sums_ptr is SUMS tables of partial sums, (outer_splits * tile_splits, channels).
     """
     _, channel, _ = program()
-    coefficients = load_coefficients(table_ptr, channel, channels)
-    correction = load_correction(correction_ptr, channel, channels)
+    coefficients = load_coefficients(table_ptr, correction_ptr, channel, channels)
     totals = walk_rows(
         backward_tile,
         SUMS,
@@ -89,7 +87,6 @@ def plane_norm_backward(
         grad_y_ptr,
         grad_x_ptr,
         coefficients,
-        correction,
         outer,
         channels,
         inner,
@@ -141,7 +138,6 @@ def plane_moments(
         None,
         None,
         (about,),
-        (),
         outer,
         channels,
         inner,

@@ -94,7 +94,6 @@ def walk_rows(
     grad_y_ptr,
     result_ptr,
     coefficients,
-    correction,
     outer,
     channels,
     inner,
@@ -129,15 +128,7 @@ def walk_rows(
         for tile in range(next_tile, tiles_end, tile_splits * BLOCK):
             offsets = tile_offsets(tile, V, BLOCK, NARROW)
             shares = TILE(
-                x_row,
-                grad_y_row,
-                result_ptr,
-                coefficients,
-                correction,
-                offsets,
-                None,
-                COMPUTE,
-                EXPANDED,
+                x_row, grad_y_row, result_ptr, coefficients, offsets, None, COMPUTE, EXPANDED
             )
             body_sums = add_vectors(body_sums, shares, V, BLOCK)
             next_tile = tile + tile_splits * BLOCK
@@ -147,30 +138,14 @@ def walk_rows(
                 offsets = tile_offsets(tiles_end, V, BLOCK, NARROW)
                 mask = offsets < body_end
                 shares = TILE(
-                    x_row,
-                    grad_y_row,
-                    result_ptr,
-                    coefficients,
-                    correction,
-                    offsets,
-                    mask,
-                    COMPUTE,
-                    EXPANDED,
+                    x_row, grad_y_row, result_ptr, coefficients, offsets, mask, COMPUTE, EXPANDED
                 )
                 body_sums = add_vectors(body_sums, shares, V, BLOCK)
         if EDGES:
             if tile_split == 0:
                 offsets, mask = edge_offsets(start, body_start, body_end, end, V)
                 shares = TILE(
-                    x_row,
-                    grad_y_row,
-                    result_ptr,
-                    coefficients,
-                    correction,
-                    offsets,
-                    mask,
-                    COMPUTE,
-                    EXPANDED,
+                    x_row, grad_y_row, result_ptr, coefficients, offsets, mask, COMPUTE, EXPANDED
                 )
                 edge_sums = add(edge_sums, shares)
 
@@ -210,7 +185,6 @@ def plane_forward(
         None,
         y_ptr,
         (weight,),
-        (),
         outer,
         channels,
         inner,
@@ -269,7 +243,6 @@ def plane_backward(
         grad_y_ptr,
         grad_x_ptr,
         (weight,),
-        (),
         outer,
         channels,
         inner,

@@ -201,18 +201,23 @@ def _autocast(x: Tensor, weight: Tensor, way: Route) -> tuple[Tensor, Tensor]:
     The kernels read a float32 slope unrounded. PyTorch's operator would compute in float32 beside
     one, and save a float32 copy of the input: it gets the slope cast.
     """
-    device_type = x.device.type
-    # Compiled code runs on devices that have autocast, and Dynamo before torch 2.13 cannot ask.
-    if not (is_dynamo_compiling() or torch.amp.is_autocast_available(device_type)):
-        return x, weight
-    if not torch.is_autocast_enabled(device_type):
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return x, weight
     if is_exporting() and weight.dtype is torch.float32:
         return x, weight  # autocast casts for PyTorch's operator where the program runs
-    dtype = torch.get_autocast_dtype(device_type)
     if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(dtype)
     keeps = way is not Route.COMPOSED and has_kernels(x.device)
     if weight.dtype in HALF or (weight.dtype is torch.float32 and not keeps):
         weight = weight.to(dtype)
     return x, weight
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast casts to on x's device; None where it is off."""
+    device_type = x.device.type
+    # Compiled code runs on devices that have autocast, and Dynamo before torch 2.13 cannot ask.
+    if not (is_dynamo_compiling() or torch.amp.is_autocast_available(device_type)):
+        return None
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None

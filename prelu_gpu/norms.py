@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -13,7 +12,7 @@ from ._torch import any_autocast
 from .autograd import apply_norm_prelu
 from .backend import WITHOUT_TRITON
 from .checks import HALF, refuse_scripting
-from .functional import leaky_relu, prelu
+from .functional import autocast_dtype, leaky_relu, prelu
 from .layout import Norm
 from .norm_checks import check_slope, check_vectors, suits_kernels
 from .recorded import is_traced
@@ -190,10 +189,5 @@ def _activation(z: Tensor, slope: Tensor | float) -> Tensor:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives torch.prelu's result, if it is on and casts x."""
-    device_type = x.device.type
-    if not any_autocast() or x.dtype not in (torch.float32, *HALF):
-        return None
-    # Compiled code runs on devices that have autocast, and Dynamo before torch 2.13 cannot ask.
-    if not (is_dynamo_compiling() or torch.amp.is_autocast_available(device_type)):
-        return None
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    casts = any_autocast() and x.dtype in (torch.float32, *HALF)
+    return autocast_dtype(x) if casts else None

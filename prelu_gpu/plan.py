@@ -191,6 +191,12 @@ def make_sum_plan(partials: tuple[int, int, int], interpreted: bool) -> Launch:
     tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
     channel_block = min(next_power_of_2(channels), widest)
     term_block = min(block_of(splits * inner), tile // channel_block)
+    return sum_launch(partials, channel_block, term_block)
+
+
+def sum_launch(partials: tuple[int, int, int], channel_block: int, term_block: int) -> Launch:
+    """The launch of a second stage whose programs own so many channels."""
+    splits, channels, inner = partials
     return Launch(
         grid=(ceil_div(channels, channel_block),),
         num_warps=4,

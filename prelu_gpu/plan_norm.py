@@ -3,7 +3,7 @@
 import dataclasses
 
 from .layout import View
-from .plan import Launch, Plan, block_of, ceil_div, make_plan, next_power_of_2
+from .plan import Launch, Plan, block_of, make_plan, next_power_of_2, sum_launch
 from .rules import Kind, Rules
 
 
@@ -41,9 +41,4 @@ def make_finish_plan(partials: tuple[int, int, int], interpreted: bool) -> Launc
     tile, widest = (2**20, 2**10) if interpreted else (2**10, 8)
     term_block = min(block_of(splits * inner), tile)
     channel_block = min(next_power_of_2(channels), widest, tile // term_block)
-    return Launch(
-        grid=(ceil_div(channels, channel_block),),
-        num_warps=4,
-        sizes={"splits": splits, "channels": channels, "inner": inner},
-        constants={"CHANNEL_BLOCK": channel_block, "TERM_BLOCK": term_block},
-    )
+    return sum_launch(partials, channel_block, term_block)

@@ -18,11 +18,6 @@ NARROW_BYTES = 4
 
 UNBOUNDED = 2**63 - 1
 
-NORM_PLACES = {False: (7, 10, 7, 8, 6), True: (7, 8, 4, 5, 4)}
-"""Programs of each of a norm's launches over columns that a multiprocessor holds by its registers,
-whether elements are of 16 bits: one wave, which reads a channel's coefficients once for many rows
-(test_machine_code.py). More would hold the moments, and leave more of them to be merged."""
-
 
 class Kind(enum.Enum):
     """How tiles lie over the data."""
@@ -64,6 +59,15 @@ class NormPrograms(NamedTuple):
     """Of the input gradient without sums."""
     frozen: int
     """Of both in one launch, where statistics are given."""
+
+
+NORM_PLACES = {
+    False: NormPrograms(moments=7, forward=10, sums=7, gradient=8, frozen=6),
+    True: NormPrograms(moments=7, forward=8, sums=4, gradient=5, frozen=4),
+}
+"""Programs that a multiprocessor holds by their registers, whether elements are of 16 bits: one
+wave, which reads a channel's coefficients once for many rows (test_machine_code.py). More would
+hold the moments, and leave more of them to be merged."""
 
 
 class Rules(NamedTuple):

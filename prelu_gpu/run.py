@@ -38,8 +38,11 @@ knobs say of compiling and of its cache is as at that launch then."""
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 _INPUTS = frozenset(
-    ("x_ptr", "grad_y_ptr", "weight_ptr", "bias_ptr", "slope_ptr", "mean_ptr", "var_ptr")
-).union(("partials_ptr", "table_ptr", "correction_ptr"))
+    (
+        *("x_ptr", "grad_y_ptr", "weight_ptr", "bias_ptr", "slope_ptr", "mean_ptr", "var_ptr"),
+        *("partials_ptr", "table_ptr", "correction_ptr"),
+    )
+)
 """Parameters of the kernels that are only read."""
 
 _INTERPRETER = threading.Lock()
