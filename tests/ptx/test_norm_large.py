@@ -140,15 +140,16 @@ def test_the_finishing_launches_read_each_partial_of_their_channels_once(partial
             "eps": 1e-5,
         }
     else:
-        call, tables = _finish_gradients(partials, channels, 3, False, True), 3
+        call, tables = _finish_gradients(partials, 3, False), 3
         gradients = [tensor(torch.float32, channels, place) for place in (3, 4, 5)]
         values = {
             "partials_ptr": tensor(torch.float32, tables * size, 1),
             "table_ptr": table,
+            "correction_out_ptr": None,
+            "channel_sums_ptr": None,
             "grad_slope_ptr": gradients[0],
             "grad_weight_ptr": gradients[1],
             "grad_bias_ptr": gradients[2],
-            "correction_out_ptr": None,
             "slope_sums_ptr": None,
             "counters_ptr": None,
             "elements": 1.0,
